@@ -1,0 +1,1 @@
+"""Stage one: audio → clips → spectrogram and frozen encoder → shards."""

@@ -1,0 +1,264 @@
+"""The utterance table: one row an utterance, as a CSV that any tool can read.
+
+``<name>.csv`` holds the rows; ``<name>.json`` beside it remembers where the corpus lies on this computer and which
+files were rejected. The table alone is enough: then the corpus folder is named anew.
+
+Columns:
+    corpus           name of the reader: iemocap, emodb, ravdess, cremad, table, synthetic
+    utterance_id     unique in the table
+    path             of the audio, relative to the corpus root, with forward slashes
+    speaker          the person who speaks, never the recording
+    session          lower-case name such as session1, or empty where the corpus has none
+    recording        what was recorded in one go (IEMOCAP: the dialogue), or empty
+    label            the raw label, as the corpus writes it
+    valence, arousal, dominance    ratings on the corpus's own scale, or empty
+    text             the words spoken, or empty
+    seconds          frames / sample_rate
+    sample_rate      Hz, of the file
+    channels         of the file
+    sha256           of the file's bytes, 64 hex digits
+
+Columns beyond these are kept as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mfhca_cache.errors import ManifestError
+from mfhca_cache.labels import ClassMap, class_map
+from mfhca_cache.spec import MAX_SECONDS
+from mfhca_cache.storage.publish import publish, publish_json
+from mfhca_cache.wav import MAX_CHANNELS, SAMPLE_RATES, resampled_length
+
+TEXT_COLUMNS = (
+    "corpus",
+    "utterance_id",
+    "path",
+    "speaker",
+    "session",
+    "recording",
+    "label",
+    "text",
+    "sha256",
+)
+FLOAT_COLUMNS = ("valence", "arousal", "dominance", "seconds")
+INTEGER_COLUMNS = ("sample_rate", "channels")
+COLUMNS = (
+    "corpus", "utterance_id", "path", "speaker", "session", "recording", "label", "valence", "arousal", "dominance",
+    "text", "seconds", "sample_rate", "channels", "sha256",
+)  # fmt: skip
+
+_SESSION = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_COLUMNS = 200
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file or row that was left out: its path relative to the root, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A corpus as a table.
+
+    Attributes:
+        corpus: name of the reader that made it.
+        root: the corpus folder, or None where it is not known on this computer.
+        utterances: DataFrame of `COLUMNS`, one row an utterance, sorted by utterance_id.
+        rejected: files that were left out, with the reason.
+    """
+
+    corpus: str
+    root: Path | None
+    utterances: pd.DataFrame
+    rejected: tuple[Rejected, ...] = ()
+
+    def with_root(self, root: str | Path) -> Manifest:
+        """The same table for a corpus that lies elsewhere."""
+        return replace(self, root=Path(root))
+
+
+def samples_16k(utterances: pd.DataFrame) -> np.ndarray:
+    """Samples of each utterance once resampled to 16 kHz, int64 of shape (rows,)."""
+    pairs = zip(utterances["seconds"], utterances["sample_rate"], strict=True)
+    return np.array([resampled_length(round(s * r), int(r)) for s, r in pairs], dtype=np.int64)
+
+
+def select_rows(utterances: pd.DataFrame, rows: str, corpus: str) -> pd.DataFrame:
+    """The rows that ``extract --rows`` means: ``all``, or ``four-class`` for those of the four classes."""
+    if rows == "all":
+        return utterances
+    return utterances[class_map(rows, corpus, utterances["label"]).apply(utterances["label"]).notna()]
+
+
+def count_table(utterances: pd.DataFrame, classes: ClassMap) -> pd.DataFrame:
+    """Utterances by session (rows; by speaker where there are no sessions) and class (columns), with totals ``all``."""
+    by = "session" if (utterances["session"] != "").any() else "speaker"
+    named = utterances.assign(_class=classes.apply(utterances["label"])).dropna(subset="_class")
+    table = pd.crosstab(named[by], named["_class"]).reindex(columns=list(classes.classes), fill_value=0)
+    table = table.loc[sorted(table.index, key=natural_key)]
+    table["all"] = table.sum(axis=1)
+    table.loc["all"] = table.sum(axis=0)
+    return table.rename_axis(index=by, columns="class")
+
+
+def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key under which s2 comes before s10."""
+    parts = re.split(r"(\d+)", text)
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part)
+
+
+def make_manifest(
+    corpus: str, root: Path | None, rows: pd.DataFrame, rejected: tuple[Rejected, ...] = (), source: str = ""
+) -> Manifest:
+    """Check rows and make a manifest of them.
+
+    Raises:
+        ManifestError: a column missing, an id twice, a value out of bounds: each with its row.
+    """
+    table = _checked(rows, source or f"manifest of {corpus}")
+    return Manifest(corpus, root, table, rejected)
+
+
+def write_manifest(manifest: Manifest, path: str | Path) -> None:
+    """Write ``path`` (CSV) and its ``.json`` neighbour, each by rename so that a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish(path, csv_bytes(manifest.utterances))
+    memory = {
+        "corpus": manifest.corpus,
+        "root": str(manifest.root.resolve()) if manifest.root else None,
+        "utterances": len(manifest.utterances),
+        "rejected": [{"path": item.path, "reason": item.reason} for item in manifest.rejected],
+    }
+    publish_json(path.with_suffix(".json"), memory)
+
+
+def csv_bytes(utterances: pd.DataFrame) -> bytes:
+    """The table as CSV: UTF-8, LF, floats in full so that they read back exactly."""
+    return utterances.to_csv(index=False, lineterminator="\n").encode()
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read a manifest written by `write_manifest`, or any CSV with its columns.
+
+    Raises:
+        ManifestError: not a CSV, a column missing, or a row that cannot be right; the row and value are named.
+    """
+    path = Path(path)
+    table = _checked(read_table(path), str(path))
+    corpora = sorted(set(table["corpus"]))
+    if len(corpora) != 1:
+        raise ManifestError(f"{path}: got rows of the corpora {corpora}; expected one corpus a manifest")
+    memory = _read_memory(path.with_suffix(".json"))
+    root = memory.get("root")
+    rejected = tuple(Rejected(str(item["path"]), str(item["reason"])) for item in memory.get("rejected", []))
+    return Manifest(corpora[0], Path(root) if isinstance(root, str) else None, table, rejected)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV as strings, empty cells as empty strings.
+
+    Raises:
+        ManifestError: missing, not text, not a table, or of absurdly many columns.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline(1_000_000)
+            if header.count(",") >= _MAX_COLUMNS or not header.endswith("\n"):
+                raise ManifestError(
+                    f"{path}: the first line is no header of up to {_MAX_COLUMNS} columns and a line end"
+                )
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file; `mfhca manifest CORPUS ROOT` writes one") from None
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: not readable as a CSV table in UTF-8 ({error})") from error
+
+
+def _read_memory(path: Path) -> dict[str, Any]:
+    """The neighbour that remembers the root; its absence is no error, its damage is."""
+    if not path.exists():
+        return {}
+    try:
+        memory = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(memory, dict) or not all(
+            isinstance(item, dict) and {"path", "reason"} <= set(item) for item in memory.get("rejected", [])
+        ):
+            raise ValueError("expected an object with root and rejected")
+    except (OSError, ValueError, TypeError) as error:
+        raise ManifestError(f"{path}: damaged ({error}); delete it and name the corpus folder with --root") from error
+    return memory
+
+
+def _checked(rows: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Rows in their canonical types and order, or a ManifestError that names the first row at fault."""
+    missing = [name for name in COLUMNS if name not in rows.columns]
+    if missing:
+        raise ManifestError(f"{source}: the column(s) {', '.join(missing)} are missing; expected {', '.join(COLUMNS)}")
+    if rows.empty:
+        raise ManifestError(f"{source}: holds no utterances")
+    extra = [name for name in rows.columns if name not in COLUMNS]
+    table = rows[[*COLUMNS, *extra]].copy()
+    for name in TEXT_COLUMNS:
+        table[name] = table[name].fillna("").astype(str).astype(object)
+    for name in (*FLOAT_COLUMNS, *INTEGER_COLUMNS):
+        table[name] = _numbers(table, name, source)
+    table = table.sort_values("utterance_id", kind="stable").reset_index(drop=True)
+    _check_values(table, source)
+    return table
+
+
+def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series:
+    # errors="coerce" turns an empty cell into NaN, which only the ratings may be.
+    numbers = pd.to_numeric(table[name], errors="coerce")
+    wrong = numbers.isna() & (table[name].fillna("").astype(str).str.strip() != "")
+    if name not in ("valence", "arousal", "dominance"):
+        wrong = numbers.isna() | ~np.isfinite(numbers)
+    if wrong.any():
+        row = table[wrong].iloc[0]
+        raise ManifestError(f"{source}: {row['utterance_id']!r} has {name} {row[name]!r}; expected a number")
+    return numbers.astype("int64") if name in INTEGER_COLUMNS else numbers.astype("float64")
+
+
+def _check_values(table: pd.DataFrame, source: str) -> None:
+    _refuse(table, table["utterance_id"].str.strip() == "", "utterance_id", "an id", source)
+    _refuse(table, table["utterance_id"].duplicated(keep=False), "utterance_id", "each id once", source)
+    _refuse(table, ~table["path"].map(is_inside), "path", "a path inside the corpus folder", source)
+    _refuse(table, table["speaker"].str.strip() == "", "speaker", "a name", source)
+    _refuse(table, table["label"].str.strip() == "", "label", "a raw label", source)
+    named = table["session"].map(lambda name: name == "" or (bool(_SESSION.fullmatch(name)) and name != "all"))
+    _refuse(table, ~named, "session", "nothing, or a lower-case word such as session1 (but not all)", source)
+    rates = table["sample_rate"].between(*SAMPLE_RATES)
+    _refuse(table, ~rates, "sample_rate", f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz", source)
+    _refuse(table, ~table["channels"].between(1, MAX_CHANNELS), "channels", f"1 to {MAX_CHANNELS}", source)
+    seconds = (table["seconds"] > 0) & (table["seconds"] <= MAX_SECONDS)
+    _refuse(table, ~seconds, "seconds", f"more than 0, at most {MAX_SECONDS:.0f}", source)
+    _refuse(table, ~table["sha256"].map(lambda v: bool(_SHA256.fullmatch(v))), "sha256", "64 hex digits", source)
+
+
+def _refuse(table: pd.DataFrame, wrong: pd.Series, column: str, expected: str, source: str) -> None:
+    if wrong.any():
+        row = table[wrong].iloc[0]
+        more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
+        raise ManifestError(
+            f"{source}: {row['utterance_id']!r} has {column} {row[column]!r}; expected {expected}{more}"
+        )
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path, with forward slashes, stays inside the folder that it is relative to."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and "\0" not in path and "\\" not in path and parts[0] != "/" and ".." not in parts

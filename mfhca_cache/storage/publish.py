@@ -1,0 +1,73 @@
+"""Publishing files so that a reader sees all of one or none of it, whatever kills the writer.
+
+A file is written to a hidden sibling, flushed to the disk, renamed over its name, and the folder is flushed too.
+After a power cut either the old file is there or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mfhca_cache.errors import CacheError
+
+
+def publish(path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` to ``path`` atomically and durably.
+
+    Raises:
+        CacheError: the disk is full, the folder is read-only, or the write failed otherwise; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CacheError(
+            f"{path}: could not be written ({error.strerror or error}); nothing was changed. "
+            "Check free space and permissions, then run the same command again"
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """`publish` a JSON value, indented, with a final line end."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    publish(path, text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_temporaries(folder: Path, name: str) -> None:
+    """Remove what killed writers of ``name`` left. Only for who holds the lock of ``name``."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def lock(cache: Path, name: str) -> FileLock:
+    """The lock called ``name`` of a cache; the system lets go of it when its holder dies, however it dies."""
+    folder = cache / ".locks"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{folder}: could not be made ({error.strerror}); is the cache read-only?") from error
+    return FileLock(folder / f"{name}.lock")

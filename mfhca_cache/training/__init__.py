@@ -1,0 +1,1 @@
+"""Stage two: folds trained from a cache."""
