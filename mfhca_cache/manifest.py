@@ -23,11 +23,12 @@ Columns beyond these are kept as they are.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -117,7 +118,7 @@ def count_table(utterances: pd.DataFrame, classes: ClassMap) -> pd.DataFrame:
 def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key under which s2 comes before s10."""
     parts = re.split(r"(\d+)", text)
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
 
 
 def make_manifest(
@@ -148,7 +149,11 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
 
 def csv_bytes(utterances: pd.DataFrame) -> bytes:
     """The table as CSV: UTF-8, LF, floats in full so that they read back exactly."""
-    return utterances.to_csv(index=False, lineterminator="\n").encode()
+    # Python's csv writer leaves a lone carriage return unquoted, which readers then take for the end of a line.
+    words = utterances.select_dtypes(exclude="number")
+    returns = any(words[name].astype(str).str.contains("\r").any() for name in words)
+    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    return utterances.to_csv(index=False, lineterminator="\n", quoting=quoting).encode()
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -181,11 +186,15 @@ def read_table(path: Path) -> pd.DataFrame:
                 raise ManifestError(
                     f"{path}: the first line is no header of up to {_MAX_COLUMNS} columns and a line end"
                 )
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; `mfhca manifest CORPUS ROOT` writes one") from None
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: not readable as a CSV table in UTF-8 ({error})") from error
+    # Rows with one cell more than the header make pandas shift every column by one without a word.
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ManifestError(f"{path}: the rows have more cells than the header; is there a comma at each line's end?")
+    return table
 
 
 def _read_memory(path: Path) -> dict[str, Any]:
@@ -224,12 +233,14 @@ def _checked(rows: pd.DataFrame, source: str) -> pd.DataFrame:
 def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series:
     # errors="coerce" turns an empty cell into NaN, which only the ratings may be.
     numbers = pd.to_numeric(table[name], errors="coerce")
-    wrong = numbers.isna() & (table[name].fillna("").astype(str).str.strip() != "")
+    wrong = numbers.isna() & (table[name].astype(object).fillna("").astype(str).str.strip() != "")
     if name not in ("valence", "arousal", "dominance"):
         wrong = numbers.isna() | ~np.isfinite(numbers)
+    if name in INTEGER_COLUMNS:
+        wrong |= numbers != numbers.round()
     if wrong.any():
         row = table[wrong].iloc[0]
-        raise ManifestError(f"{source}: {row['utterance_id']!r} has {name} {row[name]!r}; expected a number")
+        raise ManifestError(f"{source}: {row['utterance_id']!r} has {name} {_shown(row[name])}; expected a number")
     return numbers.astype("int64") if name in INTEGER_COLUMNS else numbers.astype("float64")
 
 
@@ -239,8 +250,13 @@ def _check_values(table: pd.DataFrame, source: str) -> None:
     _refuse(table, ~table["path"].map(is_inside), "path", "a path inside the corpus folder", source)
     _refuse(table, table["speaker"].str.strip() == "", "speaker", "a name", source)
     _refuse(table, table["label"].str.strip() == "", "label", "a raw label", source)
-    named = table["session"].map(lambda name: name == "" or (bool(_SESSION.fullmatch(name)) and name != "all"))
-    _refuse(table, ~named, "session", "nothing, or a lower-case word such as session1 (but not all)", source)
+    _refuse(
+        table,
+        ~table["session"].map(is_session),
+        "session",
+        "nothing, or a lower-case word such as session1 (but not all)",
+        source,
+    )
     rates = table["sample_rate"].between(*SAMPLE_RATES)
     _refuse(table, ~rates, "sample_rate", f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz", source)
     _refuse(table, ~table["channels"].between(1, MAX_CHANNELS), "channels", f"1 to {MAX_CHANNELS}", source)
@@ -254,11 +270,22 @@ def _refuse(table: pd.DataFrame, wrong: pd.Series, column: str, expected: str, s
         row = table[wrong].iloc[0]
         more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
         raise ManifestError(
-            f"{source}: {row['utterance_id']!r} has {column} {row[column]!r}; expected {expected}{more}"
+            f"{source}: {row['utterance_id']!r} has {column} {_shown(row[column])}; expected {expected}{more}"
         )
+
+
+def _shown(value: Any) -> str:
+    """A cell for a message: text in quotation marks, a number plain."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def is_session(name: str) -> bool:
+    """Whether a session's name is allowed: empty, or a lower-case word that is not ``all``; shards are named by it."""
+    return name == "" or (bool(_SESSION.fullmatch(name)) and name != "all")
 
 
 def is_inside(path: str) -> bool:
     """Whether a relative path, with forward slashes, stays inside the folder that it is relative to."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and "\0" not in path and "\\" not in path and parts[0] != "/" and ".." not in parts
+    pure = PurePosixPath(path)
+    absolute = pure.is_absolute() or bool(PureWindowsPath(path).drive)
+    return bool(pure.parts) and "\0" not in path and "\\" not in path and not absolute and ".." not in pure.parts

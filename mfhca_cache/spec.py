@@ -110,10 +110,15 @@ class EncoderSpec:
     def feature(self) -> str:
         """The feature's folder in a cache: ``hubert-base-ls960``, with ``@revision`` where one is pinned."""
         stem = self.name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
-        stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).lstrip(".-")
+        stem = _folder_name(stem)
         if not stem or stem == "spectrogram":
             raise MfhcaError(f"encoder {self.name!r} gives no usable folder name; rename its folder")
-        return f"{stem}@{self.revision[:12]}" if self.revision else stem
+        # A pull request's revision, refs/pr/1, must not become folders of its own.
+        return f"{stem}@{_folder_name(self.revision[:12])}" if self.revision else stem
+
+
+def _folder_name(text: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text).lstrip(".-")
 
 
 @dataclass(frozen=True)

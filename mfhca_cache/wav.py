@@ -44,6 +44,21 @@ def resampled_length(frames: int, sample_rate: int) -> int:
     return -(-frames * SAMPLE_RATE // sample_rate)
 
 
+class AudioBytes(io.BytesIO):
+    """Bytes in memory for soundfile, silent on damaged files.
+
+    A forged header makes libsndfile seek to before the start; BytesIO would raise inside its callback, where nothing
+    catches it and a traceback is printed. Here the position stays, and libsndfile takes note and fails.
+    """
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """`io.BytesIO.seek`, which stays where it is instead of raising."""
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 def read_bytes(path: Path) -> bytes:
     """The file's bytes.
 
@@ -58,7 +73,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise AudioError("missing", "the file is not there") from None
     except (OSError, ValueError) as error:
-        raise AudioError("unreadable", f"the file cannot be read ({error})") from error
+        raise AudioError("missing", f"the file cannot be read ({error})") from error
     if not data:
         raise AudioError("empty", "the file has 0 bytes")
     return data
@@ -82,7 +97,7 @@ def probe_bytes(data: bytes) -> AudioInfo:
     if data[:4] in (b"RIFF", b"RIFX", b"RF64"):
         _check_riff(data)
     try:
-        info = soundfile.info(io.BytesIO(data))
+        info = soundfile.info(AudioBytes(data))
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise AudioError("unreadable", f"not decodable as audio: {str(error).split(': ', 1)[-1]}") from error
     if not SAMPLE_RATES[0] <= info.samplerate <= SAMPLE_RATES[1]:

@@ -1,0 +1,81 @@
+"""The `mfhca` group: its commands, loaded when called, and the way that errors leave it."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import Any
+
+import click
+
+#: In the order of use. Their help is written here too, so that `mfhca --help` need not load torch to show it.
+COMMANDS = {
+    "demo": "Generate a small corpus and take it the whole way: manifest, cache, ten folds, report.",
+    "manifest": "Read the corpus in folder ROOT and write its utterance table.",
+    "extract": "Extract what a corpus's cache does not hold yet.",
+    "train": "Train folds from a cache, and show the run's scores.",
+    "report": "Show the scores of the run in folder RUN.",
+}
+
+
+class _Group(click.Group):
+    """Loads a command's module when the command is called, and turns known errors into a message and status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command, or None for click to complain."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Names and short help, without loading any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run, and let no known error end in a traceback."""
+        from mfhca_cache.errors import MfhcaError
+
+        _stop_on_sigterm()
+        try:
+            return super().invoke(ctx)
+        except MfhcaError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("\nStopped. What was finished is kept; the same command goes on from there.", err=True)
+            ctx.exit(130)
+
+
+def _stop_on_sigterm() -> None:
+    """Let SIGTERM unwind like Ctrl-C, so that half-written files are removed."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if sys.platform != "win32":
+        signal.signal(signal.SIGTERM, stop)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="mfhca-cache", prog_name="mfhca")
+def mfhca() -> None:
+    """Extract frozen speech features once; train and compare emotion recognition from them ever after.
+
+    \b
+    The usual path:
+        mfhca manifest iemocap /data/IEMOCAP_full_release
+        mfhca extract
+        mfhca train --fold all
+        mfhca report runs/NAME
+
+    \b
+    Example, on a small generated corpus, in two minutes:
+        mfhca demo
+    """

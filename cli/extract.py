@@ -1,0 +1,129 @@
+"""`mfhca extract`: a manifest → spectrograms and a frozen encoder's features in a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mfhca_cache.extraction.pipeline import ExtractReport
+from mfhca_cache.extraction.pipeline import extract as extract_corpus
+from mfhca_cache.manifest import read_manifest
+from mfhca_cache.spec import ClipSpec, EncoderSpec, ExtractSpec, SpectrogramSpec, settings
+from mfhca_cache.storage.cache import open_cache
+
+from .show import Screen, duration, only_one, quiet_and_json, rejections, size
+
+#: More than this share of the rows rejected is no longer bad luck.
+REJECTED_SHARE = 0.01
+
+
+@click.command()
+@click.option("--manifest", "csv", type=click.Path(path_type=Path), help="Utterance table.  [the one in manifests/]")
+@click.option("--root", type=click.Path(path_type=Path), help="Corpus folder, if it has moved since the manifest.")
+@click.option("--cache", type=click.Path(path_type=Path), help="The cache's own folder.  [cache/CORPUS]")
+@click.option(
+    "--encoder",
+    default="facebook/hubert-base-ls960",
+    show_default=True,
+    metavar="NAME|DIR|random-tiny|none",
+    help="Hub name or local folder of a speech encoder; random-tiny for trying things; none for the spectrogram alone.",
+)
+@click.option("--revision", help="Commit, tag or branch of the encoder on the hub.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute.")
+@click.option("--split", metavar="SESSION|all", help="One session, or all.  [all that is not there yet]")
+@click.option(
+    "--rows",
+    type=click.Choice(["four-class", "all"]),
+    default="four-class",
+    show_default=True,
+    help="Utterances of the four classes, or every one.",
+)
+@click.option(
+    "--pad",
+    type=click.Choice(["audio", "features"]),
+    default="audio",
+    show_default=True,
+    help="Whether the last clip's padding is signal to the encoder (the paper) or its features are padded.",
+)
+@click.option("--pre-emphasis", type=float, default=0.0, show_default=True, help="Of the spectrogram; 0 is off.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--batch", type=click.IntRange(1), help="Clips an encoder call.  [8 on a CPU, 64 on a GPU]")
+@quiet_and_json
+def extract(
+    csv: Path | None,
+    root: Path | None,
+    cache: Path | None,
+    encoder: str,
+    revision: str | None,
+    device: str,
+    split: str | None,
+    rows: str,
+    pad: str,
+    pre_emphasis: float,
+    dtype: str,
+    batch: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Extract what a corpus's cache does not hold yet.
+
+    Cuts 3-second clips, computes their spectrograms and the encoder's final hidden layer, and writes shards that are
+    complete or absent: stop it any way you like, and the same command goes on. Exit status 1 if more than 1 % of the
+    utterances were rejected.
+
+    \b
+    Example:
+        mfhca extract --split session1
+        mfhca extract --encoder random-tiny --cache cache/trial
+    """
+    path = csv or only_one(
+        Path("manifests"), "*.csv", "manifest", "--manifest CSV", "`mfhca manifest CORPUS ROOT` writes one"
+    )
+    found = read_manifest(path)
+    if root is not None:
+        found = found.with_root(root)
+    spec = ExtractSpec(
+        encoder=None if encoder == "none" else EncoderSpec(encoder, revision),
+        clip=ClipSpec(pad=pad),  # type: ignore[arg-type]
+        spectrogram=SpectrogramSpec(pre_emphasis=pre_emphasis),
+        rows=rows,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    folder = cache or Path("cache") / found.corpus
+    with Screen(quiet, as_json) as screen:
+        report = extract_corpus(found, folder, spec, split, device=device, batch=batch, progress=screen.progress)
+    _show(screen, report)
+    screen.json({**settings(report), "ok": report.ok})
+    if len(report.rejected) > REJECTED_SHARE * report.utterances:
+        share = len(report.rejected) / report.utterances
+        raise click.ClickException(
+            f"{share:.1%} of the utterances were rejected, more than {REJECTED_SHARE:.0%}; "
+            "everything else is extracted. Mend the files, make the manifest again, or leave them out"
+        )
+
+
+def _show(screen: Screen, report: ExtractReport) -> None:
+    for note in report.notes:
+        screen.out.print(f"[yellow]Note:[/] {note}", soft_wrap=True)
+    features = open_cache(report.cache).features
+    for name in report.features:
+        if name in features and features[name].random_weights:
+            screen.out.print(f"[yellow]Note:[/] {name} has random weights; its features mean nothing", soft_wrap=True)
+    if report.new_shards:
+        rate = report.new_clips / report.seconds
+        screen.out.print(
+            f"Extracted {report.new_clips:,} clips in {duration(report.seconds)} ({rate:.1f} clips/s), "
+            f"{report.new_shards} shards, {size(report.bytes_written)}"
+        )
+    else:
+        screen.out.print("Nothing to do: every shard is there already.")
+    rejections(screen, report.rejected, f"of {report.utterances:,} utterances:")
+    screen.out.print(
+        f"[bold]{report.cache}[/]: {', '.join(report.features)} of {', '.join(report.splits)}: "
+        f"{report.ok:,} utterances + {len(report.rejected):,} rejected = {report.utterances:,}; {report.clips:,} clips",
+        soft_wrap=True,
+    )
+    left = {split for name in features for split in open_cache(report.cache).missing(name)}
+    following = f"mfhca extract (still missing: {', '.join(sorted(left))})" if left else "mfhca train --fold all"
+    screen.out.print(f"Next: {following}", soft_wrap=True)

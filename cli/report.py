@@ -1,0 +1,68 @@
+"""`mfhca report`: a run's stored folds → its table of scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, summarise, write_report
+
+from .show import Screen, grid, percent, quiet_and_json
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@quiet_and_json
+def report(run: Path, quiet: bool, as_json: bool) -> None:
+    """Show the scores of the run in folder RUN.
+
+    Writes them to report.json and report.csv beside the folds, too.
+
+    \b
+    Example:
+        mfhca report runs/iemocap-mfhca-spectrogram+hubert-base-ls960-strict-paper
+        mfhca report runs/trial --json
+    """
+    with Screen(quiet, as_json) as screen:
+        summary = summarise(run)
+        paths = write_report(summary)
+    show_summary(screen, summary)
+    screen.out.print(f"Wrote {paths[0]} and {paths[1].name}", soft_wrap=True)
+    screen.json(summary.to_json())
+
+
+def show_summary(screen: Screen, summary: RunSummary) -> None:
+    """The table of folds, the confusion matrix, and what must be said beside them."""
+    settings = summary.settings
+    marked = " (optimistic)" if settings["protocol"] == "test-selected" else ""
+    columns = ["fold", "utterances", "clips", "best epoch", "WA", "UA", "clip WA", "clip UA"]
+    scores = ["utterance_wa", "utterance_ua", "clip_wa", "clip_ua"]
+    rows = [
+        [
+            f"{row['fold']} ({row['name']})",
+            *(f"{row[name]:,}" for name in ("utterances", "clips", "best_epoch")),
+            *(percent(row[name]) for name in scores),
+        ]
+        for row in summary.folds.to_dict("records")
+    ]
+    if summary.std:
+        means = [f"{percent(summary.mean[name])} ± {percent(summary.std[name])}" for name in scores]
+        rows.append(["mean ± std", "", "", "", *means])
+    totals = [f"{summary.folds[name].sum():,}" for name in ("utterances", "clips")]
+    rows.append(["pooled", *totals, "", *(percent(summary.pooled[name]) for name in scores)])
+    title = (
+        f"{settings['corpus']} · {settings['model']} on {' + '.join(settings['features'].values())} · "
+        f"{settings['protocol']}{marked} · preset {settings['preset']} · seed {settings['seed']}"
+    )
+    screen.out.print(grid(title, columns, rows))
+    matrix = summary.confusion["utterance"]
+    counts = [[name, *(f"{value:,}" for value in row)] for name, row in zip(summary.classes, matrix, strict=True)]
+    screen.out.print(grid("Utterances, true class by row, predicted by column", ["", *summary.classes], counts))
+    if summary.paper:
+        wa, ua, row = summary.paper
+        screen.out.print(f"The paper: WA {wa:.2f}, UA {ua:.2f} ({row}). {PAPER_CAVEAT}", soft_wrap=True)
+    for line in summary.caveats:
+        screen.out.print(f"[bold yellow]Caution:[/] {line}", soft_wrap=True)
+    if summary.missing:
+        screen.out.print(f"Not trained yet: {', '.join(summary.missing)}", soft_wrap=True)

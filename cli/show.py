@@ -1,0 +1,156 @@
+"""What a person sees: consoles, progress bars, tables. Results go to stdout, progress and notes to stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+
+from mfhca_cache.manifest import Rejected
+from mfhca_cache.progress import Progress as Report
+
+_LOG_SECONDS = 15.0
+
+
+def quiet_and_json(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command has."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Print errors and nothing else.")(command)
+
+
+class Screen:
+    """Where a command writes, as `--quiet` and `--json` want it; a context manager that holds the progress bars."""
+
+    def __init__(self, quiet: bool, as_json: bool) -> None:
+        self.silent = quiet or as_json
+        self.as_json = as_json
+        width = None if Console().is_terminal else 100
+        self.out = Console(quiet=self.silent, highlight=False, width=width, soft_wrap=False)
+        self.err = Console(stderr=True, quiet=self.silent, highlight=False, soft_wrap=True)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, tuple[float, int]] = {}
+        self._logged = 0.0
+
+    def __enter__(self) -> Screen:
+        if self.err.is_terminal and not self.silent:
+            self._bars = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.fields[counts]}"),
+                console=self.err,
+                transient=True,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def progress(self, report: Report) -> None:
+        """The callback for the library: a bar on a terminal, else a line now and then."""
+        if self.silent:
+            return
+        now = time.monotonic()
+        started, before = self._started.setdefault(report.unit, (now, report.done))
+        if report.done < before or report.total == 0:
+            started, before = self._started[report.unit] = (now, report.done)
+        counts = _counts(report, report.done - before, now - started)
+        if self._bars is not None:
+            task = self._tasks.get(report.unit)
+            if task is None:
+                task = self._tasks[report.unit] = self._bars.add_task(report.stage, total=None, counts="")
+            self._bars.update(
+                task, description=report.stage, completed=report.done, total=report.total or None, counts=counts
+            )
+        elif now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            self.err.print(f"{report.stage}: {counts}" if counts else report.stage)
+
+    def json(self, value: Any) -> None:
+        """Print the result of `--json`."""
+        if self.as_json:
+            click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _counts(report: Report, done: int, seconds: float) -> str:
+    """``1,024 of 11,021 clips · 8.1 clips/s · 20 min left · 117 MB written``."""
+    if not report.total:
+        return ""
+    parts = [f"{report.done:,} of {report.total:,} {report.unit}"]
+    if done > 0 and seconds > 0.5 and report.done < report.total:
+        rate = done / seconds
+        if report.unit not in ("epochs", "folds"):
+            parts.append(f"{rate:,.1f} {report.unit}/s")
+        parts.append(f"{duration((report.total - report.done) / rate)} left")
+    if report.bytes_written:
+        parts.append(f"{size(report.bytes_written)} written")
+    return " · ".join([*parts, report.detail] if report.detail else parts)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``12 min``, ``3.1 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as ``117 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def percent(value: float) -> str:
+    """0.7424 → ``74.24``."""
+    return f"{100 * value:.2f}"
+
+
+def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Table:
+    """A table whose first column is text and whose other columns are numbers; the row ``all`` stands apart."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        if row[0] in ("all", "mean ± std") and table.rows:
+            table.add_section()
+        table.add_row(*row, style="bold" if row[0] in ("all", "mean ± std", "pooled") else None)
+    return table
+
+
+def rejections(screen: Screen, rejected: Sequence[Rejected], where: str) -> None:
+    """Every rejected file with its reason."""
+    if rejected:
+        screen.out.print(f"\n[bold red]{len(rejected):,} rejected[/] {where}")
+        for item in rejected:
+            screen.out.print(f"  {item.path}: {item.reason}", markup=False, soft_wrap=True)
+
+
+def only_one(folder: Path, pattern: str, what: str, option: str, make: str) -> Path:
+    """The single match in a folder.
+
+    Raises:
+        click.UsageError: none, or several; the message names the option that chooses.
+    """
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise click.UsageError(f"no {what} in {folder}/; {make}, or name one with {option}")
+    if len(found) > 1:
+        names = ", ".join(str(path if path.suffix == ".csv" else path.parent) for path in found)
+        raise click.UsageError(f"several {what}s in {folder}/ ({names}); choose one with {option}")
+    return found[0]

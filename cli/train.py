@@ -1,0 +1,102 @@
+"""`mfhca train`: a cache → trained folds in a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mfhca_cache.folds import PROTOCOLS, Fold, choose_folds
+from mfhca_cache.reporting.summary import summarise, write_report
+from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
+from mfhca_cache.training.job import prepare
+from mfhca_cache.training.options import PRESETS, TrainOptions
+
+from .report import show_summary
+from .show import Screen, only_one, quiet_and_json
+
+
+@click.command()
+@click.option("--cache", type=click.Path(path_type=Path), help="The cache's own folder.  [the one in cache/]")
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs go.")
+@click.option("--model", type=click.Choice(["mfhca"]), default="mfhca", show_default=True)
+@click.option(
+    "--features",
+    default="spectrogram+encoder",
+    show_default=True,
+    metavar="NAMES",
+    help="spectrogram+encoder, spectrogram, or encoder; name the encoder's feature where the cache has several.",
+)
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), default="paper", show_default=True, help="Optimiser, epochs."
+)
+@click.option(
+    "--protocol", type=click.Choice(PROTOCOLS), default="strict", show_default=True, help="How folds are cut."
+)
+@click.option("--fold", default="all", show_default=True, metavar="N|SPEAKER|all", help="4 and 2F are one on IEMOCAP.")
+@click.option("--classes", default="four-class", show_default=True, metavar="four-class|all|FILE.json")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="At most.  [the preset's]")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train.")
+@click.option("--name", help="The run's name.  [CORPUS-MODEL-FEATURES-PROTOCOL-PRESET]")
+@quiet_and_json
+def train(
+    cache: Path | None,
+    runs: Path,
+    model: str,
+    features: str,
+    preset: str,
+    protocol: str,
+    fold: str,
+    classes: str,
+    seed: int,
+    epochs: int | None,
+    device: str,
+    name: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train folds from a cache, and show the run's scores.
+
+    Each fold is stored when it is done: stop it any way you like, and the same command goes on. `strict` chooses the
+    epoch on a validation speaker; `test-selected` chooses it on the test speaker and is marked optimistic everywhere.
+
+    \b
+    Example:
+        mfhca train --fold 4
+        mfhca train --fold all --protocol test-selected --seed 1 --name peeking
+    """
+    folder = (
+        cache or only_one(Path("cache"), "*/cache.json", "cache", "--cache DIR", "`mfhca extract` makes one").parent
+    )
+    opened = open_cache(folder)
+    options = TrainOptions(
+        model=model, features=features, preset=preset, protocol=protocol, classes=classes, seed=seed, epochs=epochs
+    )
+    job = prepare(opened, options, device)
+    chosen = choose_folds(job.folds, fold)
+    if name is not None and (not name or name.startswith(".") or any(c in name for c in "/\\\0")):
+        raise click.UsageError(f"--name {name!r}: expected a folder name without slashes")
+    run = runs / (name or run_name(opened, options, job.roles))
+    with Screen(quiet, as_json) as screen:
+        features = " + ".join(job.roles.values())
+        screen.err.print(f"[bold]{run}[/]: {features}, protocol {protocol}, preset {preset}, seed {seed}")
+        for item in chosen:
+            there = "done before; " if has_fold(run, item.number) else ""
+            screen.err.print(f"  fold {item.number}: {there}{_split(item)}")
+        cross_validate(opened, options, fold=fold, run=run, device=device, progress=screen.progress)
+    summary = summarise(run)
+    write_report(summary)
+    show_summary(screen, summary)
+    screen.json(summary.to_json())
+
+
+def _split(fold: Fold) -> str:
+    """``test 2F (481), validation 2M (542), training 4,508; …`` with the overlaps counted."""
+    test, validation = ("+".join(names) for names in (fold.test_speakers, fold.validation_speakers))
+    if len(fold.validation_speakers) > 3:
+        validation = f"20 % of {len(fold.validation_speakers)} speakers"
+    sizes = (len(fold.test), len(fold.validation), len(fold.train))
+    text = "test {} ({:,}), validation {} ({:,}), training {:,}".format(test, sizes[0], validation, *sizes[1:])
+    return text + "".join(f"; {count:,} {what}" for what, count in fold.overlaps.items())

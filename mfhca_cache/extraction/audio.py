@@ -1,0 +1,89 @@
+"""Any audio file → 16 kHz mono float32, or an AudioError that says why not.
+
+soundfile decodes, soxr through librosa resamples. Channels are averaged: SER corpora record one speaker a file, and
+the mean keeps whichever channel holds the voice. What is silent after that (also stereo in anti-phase) is rejected.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mfhca_cache.errors import AudioError
+from mfhca_cache.spec import MIN_SAMPLES, SAMPLE_RATE
+from mfhca_cache.wav import AudioBytes, probe_bytes, read_bytes, resampled_length
+
+#: Peak above which samples cannot be audio scaled to ±1 (18 dB over full scale).
+MAX_PEAK = 8.0
+#: Peak-to-peak below which there is no signal: half a step of 16-bit audio.
+SILENCE = 2.0**-16
+
+
+def load_audio(path: Path, sha256: str | None = None) -> np.ndarray:
+    """Read a file as the encoder hears it.
+
+    Args:
+        path: the file.
+        sha256: what the manifest says of its bytes; None to trust any.
+
+    Returns:
+        float32 of shape (samples,) at 16 kHz, mono, about ±1.
+
+    Raises:
+        AudioError: with ``reason`` missing, changed, unreadable, truncated, not-finite, amplitude, silence,
+            too-short, too-long, or what `mfhca_cache.wav.probe` finds in the header.
+    """
+    data = read_bytes(path)
+    info = probe_bytes(data)
+    if sha256 is not None and info.sha256 != sha256:
+        raise AudioError("changed", "the file is not the one in the manifest (its SHA-256 differs)")
+    mono = to_mono(_decode(data, info.frames))
+    samples = resample(mono, info.sample_rate)
+    if len(samples) < MIN_SAMPLES:
+        raise AudioError(
+            "too-short", f"got {1000 * len(samples) / SAMPLE_RATE:.0f} ms; an encoder frame needs 25 ms of audio"
+        )
+    return samples
+
+
+def to_mono(channels: np.ndarray) -> np.ndarray:
+    """Mean over channels: float32 (frames, channels) → (frames,), after checking the values.
+
+    Raises:
+        AudioError: not-finite, amplitude or silence.
+    """
+    if not np.isfinite(channels).all():
+        raise AudioError("not-finite", "the file holds NaN or infinite samples")
+    peak = float(np.abs(channels).max())
+    if peak > MAX_PEAK:
+        raise AudioError("amplitude", f"got a peak of {peak:.3g}; expected samples scaled to ±1")
+    mono: np.ndarray = channels.mean(axis=1, dtype=np.float32)
+    if float(np.ptp(mono)) < SILENCE:
+        loud = float(np.ptp(channels, axis=0).max()) >= SILENCE
+        raise AudioError("silence", "the channels cancel each other" if loud else "the file is silent from end to end")
+    return mono
+
+
+def resample(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """float32 (n,) at ``sample_rate`` Hz → (ceil(n · 16000 / rate),) at 16 kHz, by soxr's high quality."""
+    if sample_rate == SAMPLE_RATE:
+        return samples
+    import librosa
+
+    length = resampled_length(len(samples), sample_rate)
+    out = librosa.resample(samples, orig_sr=sample_rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
+    return np.asarray(librosa.util.fix_length(out, size=length), dtype=np.float32)
+
+
+def _decode(data: bytes, frames: int) -> np.ndarray:
+    """float32 of shape (frames, channels)."""
+    import soundfile
+
+    try:
+        samples, _ = soundfile.read(AudioBytes(data), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError("unreadable", f"decoding failed: {str(error).split(': ', 1)[-1]}") from error
+    if len(samples) != frames:
+        raise AudioError("truncated", f"got {len(samples):,} frames, the header says {frames:,}; copy the file again")
+    return np.asarray(samples)

@@ -1,0 +1,169 @@
+"""One run of clips → the shards of its features, published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mfhca_cache.errors import AudioError, CacheError, EncoderError
+from mfhca_cache.extraction.audio import load_audio
+from mfhca_cache.extraction.clips import cut_clips, pre_emphasise
+from mfhca_cache.extraction.encoder import Encoder
+from mfhca_cache.extraction.spectrogram import spectrograms
+from mfhca_cache.extraction.work import RETRY_REASONS, Task
+from mfhca_cache.manifest import Rejected
+from mfhca_cache.spec import MIN_SAMPLES, SpectrogramSpec
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
+from mfhca_cache.storage.publish import publish, publish_json
+from mfhca_cache.storage.shard import encode_shard
+
+
+@dataclass(frozen=True)
+class DecodedClips:
+    """The audio of a run of clips.
+
+    Attributes:
+        numbers: (N,) int64, rows of the plan.
+        signal: (N, samples) float32 at 16 kHz.
+        emphasised: the same after pre-emphasis; ``signal`` itself where that is off.
+        valid: (N,) int64, samples that are signal and not padding.
+        audio: utterance_id → SHA-256 of its file.
+        rejected: utterances that could not be used.
+    """
+
+    numbers: np.ndarray
+    signal: np.ndarray
+    emphasised: np.ndarray
+    valid: np.ndarray
+    audio: dict[str, str]
+    rejected: tuple[Rejected, ...]
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether there is nothing but files that may come back: a wrong root, an unmounted disk."""
+        return not len(self.numbers) and all(item.reason.split(":")[0] in RETRY_REASONS for item in self.rejected)
+
+
+def decode_clips(plan: Plan, root: Path, first: int, stop: int, pre_emphasis: float = 0.0) -> DecodedClips:
+    """Decode the utterances that the plan's clips ``first`` to ``stop`` belong to, and cut those clips."""
+    table = plan.utterances
+    touched = (table["first_clip"] < stop) & (table["first_clip"] + table["clips"] > first)
+    empty = np.zeros((0, plan.clip.samples), dtype=np.float32)
+    numbers, valid = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    signal, emphasised = [empty], [empty]
+    audio: dict[str, str] = {}
+    rejected: list[Rejected] = []
+    for row in table[touched].to_dict("records"):
+        try:
+            samples = load_audio(root / row["path"], row["sha256"])
+            if plan.clip.count(len(samples)) != row["clips"]:
+                raise AudioError("length", f"got {len(samples):,} samples at 16 kHz, the manifest: {row['seconds']} s")
+        except AudioError as error:
+            rejected.append(Rejected(row["utterance_id"], f"{error.reason}: {error}"))
+            continue
+        audio[row["utterance_id"]] = row["sha256"]
+        inside = slice(max(0, first - row["first_clip"]), min(row["clips"], stop - row["first_clip"]))
+        clips, clip_valid = cut_clips(samples, plan.clip)
+        numbers.append(np.arange(row["first_clip"], row["first_clip"] + row["clips"])[inside])
+        signal.append(clips[inside])
+        valid.append(clip_valid[inside])
+        if pre_emphasis:
+            emphasised.append(cut_clips(pre_emphasise(samples, pre_emphasis), plan.clip)[0][inside])
+    joined = np.concatenate(signal)
+    loud = np.concatenate(emphasised) if pre_emphasis else joined
+    return DecodedClips(np.concatenate(numbers), joined, loud, np.concatenate(valid), audio, tuple(rejected))
+
+
+def publish_features(
+    folder: Path,
+    task: Task,
+    clips: DecodedClips,
+    *,
+    spectrogram: SpectrogramSpec,
+    pad: str,
+    encoder: Encoder | None,
+    tell: Callable[[str, int], None],
+) -> int:
+    """Compute and publish the task's shards; bytes written. ``tell(stage, clips done)`` follows the work."""
+    written = 0
+    for info, shard in task.shards:
+        if info.kind == "spectrogram":
+            data, valid = spectrogram_data(info, spectrogram, clips)
+        elif encoder is None:
+            raise EncoderError(f"{info.name}: its encoder was not loaded")
+        else:
+            data, valid = encoder_data(info, encoder, clips, pad, lambda done, name=info.name: tell(name, done))  # type: ignore[misc]
+        written += _publish(folder, info, shard, data, valid, clips)
+        tell("writing", len(clips.numbers))
+    return written
+
+
+def spectrogram_data(info: FeatureInfo, spec: SpectrogramSpec, clips: DecodedClips) -> tuple[np.ndarray, np.ndarray]:
+    """dB spectrograms (N, frames, bins) as stored, and valid frames (N,)."""
+    out = np.empty((len(clips.numbers), *info.shape), dtype=info.dtype)
+    batch, device = info.engine["batch"], info.engine["device"]
+    for at in range(0, len(out), batch):
+        part = torch.from_numpy(clips.emphasised[at : at + batch]).to(device)
+        _store(out, slice(at, at + len(part)), spectrograms(part, spec).cpu().numpy(), info)
+    return out, -(-clips.valid // spec.hop)
+
+
+def encoder_data(
+    info: FeatureInfo, encoder: Encoder, clips: DecodedClips, pad: str, tell: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden states (N, frames, width) as stored, and valid frames (N,). A batch holds clips of one length only."""
+    count, batch = len(clips.numbers), info.engine["batch"]
+    out = np.zeros((count, *info.shape), dtype=info.dtype)
+    frames = np.array([np.clip(encoder.frames(int(n)), 1, info.shape[0]) for n in clips.valid], dtype=np.int64)
+    # pad=audio: the padding is signal. pad=features: only the true samples are encoded, and the features are padded.
+    whole = np.full(count, clips.signal.shape[1])
+    lengths = whole if pad == "audio" else np.maximum(clips.valid, MIN_SAMPLES)
+    done = 0
+    for length in np.unique(lengths)[::-1]:
+        group = np.flatnonzero(lengths == length)
+        for at in range(0, len(group), batch):
+            places = group[at : at + batch]
+            hidden = encoder.encode(clips.signal[places, :length]).numpy()
+            _store(out, (places, slice(0, hidden.shape[1])), hidden, info)
+            done += len(places)
+            tell(done)
+    return out, frames
+
+
+def _store(out: np.ndarray, where: Any, values: np.ndarray, info: FeatureInfo) -> None:
+    """Copy float32 values into the stored type, refusing what that type cannot hold."""
+    if not np.isfinite(values).all():
+        raise EncoderError(f"{info.name} gave NaN or infinity; the encoder's weights are damaged or overflow")
+    largest = float(np.abs(values).max(initial=0.0))
+    if info.dtype == "float16" and largest > float(np.finfo(np.float16).max):
+        raise CacheError(
+            f"{info.name} has a value of {largest:.4g}, and float16 ends at 65,504; "
+            "extract into another cache (--cache DIR) with --dtype float32"
+        )
+    out[where] = values
+
+
+def _publish(
+    folder: Path, info: FeatureInfo, shard: ShardRange, data: np.ndarray, valid: np.ndarray, clips: DecodedClips
+) -> int:
+    """Write the shard, then its receipt, which commits it; the bytes written."""
+    content, receipt = encode_shard(
+        data,
+        clips.numbers,
+        valid,
+        name=shard.name,
+        fingerprint=info.fingerprint,
+        extent=(shard.first, shard.stop),
+        audio=clips.audio,
+        rejected=clips.rejected,
+        versions={name: metadata.version(name) for name in ("mfhca-cache", "torch", "transformers", "librosa", "h5py")},
+    )
+    publish(folder / info.name / f"{shard.name}.h5", content)
+    publish_json(folder / info.name / f"{shard.name}.json", receipt.to_json())
+    return len(content)

@@ -1,0 +1,31 @@
+"""An utterance → clips of equal length, the last one zero-padded on the right."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mfhca_cache.spec import ClipSpec
+
+
+def cut_clips(samples: np.ndarray, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Cut an utterance.
+
+    Args:
+        samples: float32 (n,) at 16 kHz, n > 0.
+        spec: length of a clip.
+
+    Returns:
+        clips, float32 (ceil(n / spec.samples), spec.samples), and the valid samples of each, int64.
+    """
+    count = spec.count(len(samples))
+    clips = np.zeros((count, spec.samples), dtype=np.float32)
+    clips.reshape(-1)[: len(samples)] = samples
+    valid = np.array([spec.valid_samples(len(samples), clip) for clip in range(count)], dtype=np.int64)
+    return clips, valid
+
+
+def pre_emphasise(samples: np.ndarray, coefficient: float) -> np.ndarray:
+    """y[0] = x[0], y[t] = x[t] − a·x[t−1] over a whole utterance, float32; a = 0 gives x itself."""
+    if coefficient == 0.0:
+        return samples
+    return np.append(samples[:1], samples[1:] - np.float32(coefficient) * samples[:-1])

@@ -1,0 +1,262 @@
+"""Stage one from end to end: a manifest and settings in, committed shards out.
+
+Shard by shard: decode the audio, cut clips, compute what is missing, publish. A run that is killed loses the shard
+that it was building; the next run goes on behind the last one that was committed. Several runs may work on one cache:
+each takes shards that no other holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from mfhca_cache.extraction.agree import agreed_device, agreed_feature, agreed_plan, corpus_root
+from mfhca_cache.extraction.build import decode_clips, publish_features
+from mfhca_cache.extraction.encoder import RANDOM_TINY, Encoder, load_encoder
+from mfhca_cache.extraction.work import (
+    SPECTROGRAM,
+    Task,
+    begun_feature,
+    encoder_feature,
+    find_tasks,
+    is_done,
+    mended,
+    new_engine,
+    spectrogram_feature,
+)
+from mfhca_cache.manifest import Manifest, Rejected
+from mfhca_cache.progress import Progress, ProgressCallback, silent
+from mfhca_cache.spec import ExtractSpec
+from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Split, write_feature
+from mfhca_cache.storage.publish import lock, remove_temporaries
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What a run of `extract` did, and what lies in the cache now.
+
+    Attributes:
+        cache: the cache's folder.
+        features: names of the features asked for.
+        splits: names of the splits asked for.
+        utterances: rows of those splits; ok + rejected.
+        rejected: utterances that hold no clips, with the reason.
+        clips: clips of those splits that lie in the cache now.
+        new_clips: clips that this run computed.
+        new_shards: shards that this run published, over all features.
+        bytes_written: by this run.
+        seconds: that it took.
+        notes: what a person should know, such as corrected labels.
+    """
+
+    cache: Path
+    features: tuple[str, ...]
+    splits: tuple[str, ...]
+    utterances: int
+    rejected: tuple[Rejected, ...]
+    clips: int
+    new_clips: int
+    new_shards: int
+    bytes_written: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> int:
+        """Utterances whose clips are in the cache."""
+        return self.utterances - len(self.rejected)
+
+
+def extract(
+    manifest: Manifest,
+    cache_dir: str | Path,
+    spec: ExtractSpec | None = None,
+    split: str | None = None,
+    *,
+    device: str = "auto",
+    batch: int | None = None,
+    progress: ProgressCallback = silent,
+) -> ExtractReport:
+    """Extract what is missing of a corpus's features into its cache.
+
+    Args:
+        manifest: the corpus; its root must be known and there.
+        cache_dir: the cache's own folder, made where there is none.
+        spec: what to extract; by default the spectrogram and HuBERT-base.
+        split: a session, or ``all``; None for all.
+        device: auto, cpu or cuda; a feature begun before keeps its own.
+        batch: clips an encoder call, for a feature that is begun now.
+        progress: called after each batch.
+
+    Raises:
+        ManifestError: the root is unknown or gone.
+        EncoderError: the encoder cannot be loaded.
+        CacheMismatchError: the cache was begun with other settings, weights or audio; nothing is changed.
+        CacheError: an unknown split, a full disk, or a value that float16 cannot hold.
+    """
+    started = time.monotonic()
+    spec = spec or ExtractSpec()
+    folder = Path(cache_dir)
+    plan, notes = agreed_plan(folder, manifest, spec)
+    splits = plan.chosen(split)
+    features, encoder = _agreed_features(folder, spec, splits, device, batch, progress)
+    retry = mended(folder, plan, features, manifest.root)
+    tasks = find_tasks(folder, features, splits, retry)
+    run = _Run(folder, plan, spec, encoder, retry, progress, total=sum(s.stop - s.first for s in splits))
+    if tasks:
+        run.root = corpus_root(manifest)
+        for info in features:
+            if begun_feature(folder, info.name) is None:
+                write_feature(folder, info)
+        run.work(tasks)
+    return _report(run, features, splits, time.monotonic() - started, notes)
+
+
+@dataclass
+class _Run:
+    """What one run carries from shard to shard."""
+
+    folder: Path
+    plan: Plan
+    spec: ExtractSpec
+    encoder: Encoder | None
+    retry: set[str]
+    progress: ProgressCallback
+    total: int
+    root: Path = Path()
+    done: int = 0
+    resumed: int = 0
+    new_clips: int = 0
+    new_shards: int = 0
+    bytes_written: int = 0
+
+    def work(self, tasks: list[Task]) -> None:
+        """Build every task's shards; those that another run holds, after it has let go of them."""
+        self.done = self.resumed = self.total - sum(task.stop - task.first for task in tasks)
+        with _threads(tasks[0].shards[0][0].engine["threads"]):
+            for patient in (False, True):
+                tasks = [left for task in tasks if (left := self._build(task, patient)) is not None]
+
+    def _build(self, task: Task, patient: bool) -> Task | None:
+        """Build what no other run holds of a task; what is left of it, or None."""
+        with _taken(self.folder, task, patient) as taken:
+            # Another run may have published some of them between the search and the lock.
+            todo = tuple(item for item in taken if not is_done(self.folder, *item, self.retry))
+            if todo:
+                self._publish(Task(task.first, task.stop, todo))
+            held = tuple(item for item in task.shards if item not in taken)
+        if held:
+            return Task(task.first, task.stop, held)
+        self.done += task.stop - task.first
+        return None
+
+    def _publish(self, task: Task) -> None:
+        self._tell("decoding", 0)
+        clips = decode_clips(self.plan, self.root, task.first, task.stop, self.spec.spectrogram.pre_emphasis)
+        if clips.unreachable:
+            return
+        self.bytes_written += publish_features(
+            self.folder,
+            task,
+            clips,
+            spectrogram=self.spec.spectrogram,
+            pad=self.plan.clip.pad,
+            encoder=self.encoder,
+            tell=self._tell,
+        )
+        self.new_clips += len(clips.numbers)
+        self.new_shards += len(task.shards)
+
+    def _tell(self, stage: str, clips: int) -> None:
+        self.progress(Progress(stage, self.done + clips, self.total, "clips", self.resumed, self.bytes_written))
+
+
+def _agreed_features(
+    folder: Path,
+    spec: ExtractSpec,
+    splits: tuple[Split, ...],
+    device: str,
+    batch: int | None,
+    progress: ProgressCallback,
+) -> tuple[list[FeatureInfo], Encoder | None]:
+    """The features asked for, as they were or will be begun, and the encoder unless it has nothing to do."""
+    engine = new_engine(agreed_device(folder, SPECTROGRAM, device), batch)
+    features = [agreed_feature(folder, spectrogram_feature(spec, engine))]
+    if spec.encoder is None:
+        return features, None
+    name = spec.encoder.feature
+    engine = new_engine(agreed_device(folder, name, device), batch)
+    begun = begun_feature(folder, name)
+    # A hub's checkpoint does not change under its commit: a complete feature needs no encoder to be called complete.
+    from_hub = spec.encoder.name != RANDOM_TINY and not Path(spec.encoder.name).expanduser().is_dir()
+    same = begun is not None and begun.source.get("name") == spec.encoder.name
+    if begun and from_hub and same and not find_tasks(folder, [begun], splits, set()):
+        return [*features, begun], None
+    progress(Progress(f"loading {spec.encoder.name}", 0, 0, "clips"))
+    encoder = load_encoder(spec.encoder, engine["device"])
+    features.append(agreed_feature(folder, encoder_feature(spec, encoder, engine)))
+    return features, encoder
+
+
+@contextlib.contextmanager
+def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[FeatureInfo, ShardRange]]]:
+    """Lock those of a task's shards that no other run holds (or all of them, waiting), and clear leftovers."""
+    taken: list[tuple[FeatureInfo, ShardRange]] = []
+    locks: list[FileLock] = []
+    try:
+        for info, shard in task.shards:
+            guard = lock(folder, f"{info.name}.{shard.name}")
+            with contextlib.suppress(Timeout):
+                guard.acquire(timeout=-1 if patient else 0)
+                locks.append(guard)
+                taken.append((info, shard))
+                for suffix in ("h5", "json"):
+                    remove_temporaries(folder / info.name, f"{shard.name}.{suffix}")
+        yield taken
+    finally:
+        for guard in locks:
+            guard.release()
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with the number of threads that the feature was begun with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _report(
+    run: _Run, features: list[FeatureInfo], splits: tuple[Split, ...], seconds: float, notes: list[str]
+) -> ExtractReport:
+    cache = open_cache(run.folder)
+    names = tuple(info.name for info in features)
+    table = run.plan.utterances
+    asked = table[table["split"].isin([split.name for split in splits])]
+    begun = all(name in cache.features for name in names)
+    there = set(cache.available(names)) if begun else set()
+    reasons = cache.rejected(names) if begun else {}
+    unread = "missing: none of its shard's files can be read"
+    return ExtractReport(
+        cache=run.folder,
+        features=names,
+        splits=tuple(split.name for split in splits),
+        utterances=len(asked),
+        rejected=tuple(Rejected(i, reasons.get(i, unread)) for i in asked["utterance_id"] if i not in there),
+        clips=int(asked["clips"][asked["utterance_id"].isin(there)].sum()),
+        new_clips=run.new_clips,
+        new_shards=run.new_shards,
+        bytes_written=run.bytes_written,
+        seconds=seconds,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,198 @@
+"""Who is tested, who chooses the epoch, who trains: a corpus's utterances → folds, by protocol.
+
+    strict         test = one speaker; validation = the other speaker of that session (elsewhere: the next speaker,
+                   wrapping round); training = the rest
+    test-selected  training = all other speakers, the epoch chosen on the test speaker: optimistic, and marked so
+    session        test = one session (elsewhere: one of five groups of speakers); validation = 20 % of the training
+                   utterances, seeded: the habit of SUPERB and EmoBox
+
+No speaker of a test set is ever in training; that is checked for every fold. Other overlaps are counted, not hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from mfhca_cache.errors import FoldError
+from mfhca_cache.manifest import natural_key
+
+PROTOCOLS = ("strict", "test-selected", "session")
+#: Said wherever a result of this protocol is printed or stored.
+OPTIMISTIC_NOTE = "optimistic: the epoch was chosen on the test speaker"
+_VALIDATION_SHARE = 0.2
+_SPEAKER_GROUPS = 5
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split of a corpus.
+
+    Attributes:
+        number: from 1.
+        name: the test speaker, session or group.
+        protocol: one of `PROTOCOLS`.
+        train, validation, test: utterance ids, in the table's order.
+        test_speakers, validation_speakers: whose utterances these are.
+        overlaps: what test and training (or validation) share beside speakers, as counts of utterances.
+    """
+
+    number: int
+    name: str
+    protocol: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    test_speakers: tuple[str, ...]
+    validation_speakers: tuple[str, ...]
+    overlaps: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def optimistic(self) -> bool:
+        """Whether the test set had a say in training."""
+        return self.protocol == "test-selected"
+
+
+def make_folds(utterances: pd.DataFrame, protocol: str = "strict", seed: int = 0) -> list[Fold]:
+    """All folds of a table of utterances.
+
+    Args:
+        utterances: columns utterance_id, speaker, session, recording, text; the rows to be used, and no others.
+        protocol: one of `PROTOCOLS`.
+        seed: chooses the validation utterances of ``session``.
+
+    Raises:
+        FoldError: an unknown protocol, or too few speakers for it.
+    """
+    if protocol not in PROTOCOLS:
+        raise FoldError(f"protocol {protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
+    table = utterances.reset_index(drop=True)
+    speakers = speaker_order(table)
+    needed = {"strict": 3, "test-selected": 2, "session": 2}[protocol]
+    if len(speakers) < needed:
+        raise FoldError(
+            f"protocol {protocol} needs at least {needed} speakers; got {len(speakers)} ({', '.join(speakers)})"
+        )
+    if protocol == "session":
+        return _session_folds(table, speakers, seed)
+    folds = []
+    for number, speaker in enumerate(speakers, start=1):
+        test = table["speaker"] == speaker
+        if protocol == "strict":
+            validation = table["speaker"] == _partner(table, speakers, speaker)
+        else:
+            validation = test
+        folds.append(_fold(table, number, speaker, protocol, ~test & ~validation, validation, test))
+    return folds
+
+
+def choose_folds(folds: Sequence[Fold], wanted: str | int) -> list[Fold]:
+    """The folds that ``--fold`` means: ``all``, a number from 1, or a speaker (session, group) by name.
+
+    Raises:
+        FoldError: no such fold; the message lists the valid names.
+    """
+    text = str(wanted)
+    if text.lower() == "all":
+        return list(folds)
+    by_name = [fold for fold in folds if fold.name.lower() == text.lower()]
+    # A number is the fold's number, unless a speaker is called just so and no fold has that number.
+    by_number = [fold for fold in folds if text.isdigit() and fold.number == int(text) and text == str(int(text))]
+    if not (by_number or by_name):
+        valid = ", ".join(f"{fold.number} ({fold.name})" for fold in folds)
+        raise FoldError(f"fold {text!r} is not known; expected all, or a number or name of: {valid}")
+    return by_number or by_name
+
+
+def speaker_order(utterances: pd.DataFrame) -> list[str]:
+    """Speakers in the order of folds: natural order, but 1M before 1F where sessions pair a man and a woman."""
+    speakers = sorted({str(name) for name in utterances["speaker"]}, key=natural_key)
+    # IEMOCAP's order is the released code's: 1M, 1F, 2M, 2F, …
+    if all(name[:-1].isdigit() and name[-1] in "MF" for name in speakers):
+        return sorted(speakers, key=lambda name: (int(name[:-1]), name[-1] == "F"))
+    return speakers
+
+
+def _partner(table: pd.DataFrame, speakers: list[str], speaker: str) -> str:
+    """The other speaker of the speaker's session, or the next in order."""
+    session = table.loc[table["speaker"] == speaker, "session"].iloc[0]
+    if session:
+        others = sorted(set(table.loc[table["session"] == session, "speaker"]) - {speaker})
+        if len(others) == 1:
+            return str(others[0])
+    return speakers[(speakers.index(speaker) + 1) % len(speakers)]
+
+
+def _session_folds(table: pd.DataFrame, speakers: list[str], seed: int) -> list[Fold]:
+    if (table["session"] != "").all():
+        groups = {name: table["session"] == name for name in sorted(set(table["session"]), key=natural_key)}
+    else:
+        parts = np.array_split(np.array(speakers, dtype=object), min(_SPEAKER_GROUPS, len(speakers)))
+        groups = {f"group{n}": table["speaker"].isin(list(part)) for n, part in enumerate(parts, start=1)}
+    if len(groups) < 2:
+        raise FoldError(f"protocol session needs two sessions or more; got {', '.join(groups)}")
+    folds = []
+    for number, (name, test) in enumerate(groups.items(), start=1):
+        rest = np.flatnonzero(~test.to_numpy())
+        chosen = np.random.default_rng([seed, number]).permutation(rest)[: round(_VALIDATION_SHARE * len(rest))]
+        validation = pd.Series(np.isin(np.arange(len(table)), chosen))
+        folds.append(_fold(table, number, name, "session", ~test & ~validation, validation, test))
+    return folds
+
+
+def _fold(
+    table: pd.DataFrame,
+    number: int,
+    name: str,
+    protocol: str,
+    train: pd.Series,
+    validation: pd.Series,
+    test: pd.Series,
+) -> Fold:
+    shared = set(table.loc[train, "speaker"]) & set(table.loc[test, "speaker"])
+    if shared:
+        raise FoldError(
+            f"fold {number} ({name}): the speaker(s) {', '.join(sorted(shared))} would be in both test and training; "
+            "a speaker belongs to one session"
+        )
+    for part, rows in (("training", train), ("validation", validation), ("test", test)):
+        if not rows.any():
+            raise FoldError(f"fold {number} ({name}): no utterance is left for {part}")
+
+    def ids(rows: pd.Series) -> tuple[str, ...]:
+        return tuple(table.loc[rows, "utterance_id"])
+
+    def names(rows: pd.Series) -> tuple[str, ...]:
+        return tuple(sorted(set(table.loc[rows, "speaker"]), key=natural_key))
+
+    return Fold(
+        number,
+        name,
+        protocol,
+        ids(train),
+        ids(validation),
+        ids(test),
+        names(test),
+        names(validation),
+        _overlaps(table, train, validation, test),
+    )
+
+
+def _overlaps(table: pd.DataFrame, train: pd.Series, validation: pd.Series, test: pd.Series) -> dict[str, int]:
+    """Utterances of the test (or validation) set that share something with training."""
+    words = table["text"].str.lower().str.strip()
+    found = {
+        "test utterances whose recording is in training": _shared(table["recording"], test, train),
+        "test utterances whose recording is in validation": _shared(table["recording"], test, validation & ~test),
+        "test utterances whose text is in training": _shared(words, test, train),
+        "validation utterances whose speaker is in training": _shared(table["speaker"], validation, train),
+    }
+    return {what: count for what, count in found.items() if count}
+
+
+def _shared(values: pd.Series, rows: pd.Series, others: pd.Series) -> int:
+    known = set(values[others]) - {""}
+    return int(values[rows].isin(known).sum())

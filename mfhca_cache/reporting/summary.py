@@ -1,0 +1,164 @@
+"""A run's stored folds as one table: WA and UA by fold, mean ± standard deviation, pooled, and the confusion matrix.
+
+Pooled scores are those of all test utterances (or clips) of all folds taken as one set.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mfhca_cache.errors import TrainingError
+from mfhca_cache.storage.publish import publish, publish_json
+from mfhca_cache.storage.shard import read_json
+from mfhca_cache.training.result import read_record
+
+LEVELS = ("utterance", "clip")
+SETTINGS = ("corpus", "model", "features", "protocol", "preset", "seed", "parameters")
+
+#: The paper's Table II on IEMOCAP in percent: inputs → (WA, UA, its row). The encoder must be of the family named.
+PAPER = {
+    ("spectrogram", None): (62.21, 62.37, "Table II: Spec with MF"),
+    ("encoder", "hubert"): (69.99, 70.57, "Table II: Hubert"),
+    ("spectrogram+encoder", "hubert"): (74.24, 74.57, "Table II: Spec + Hubert with MF and HCA"),
+    ("spectrogram+encoder", "wav2vec2"): (72.00, 73.44, "Table II: Spec + W2V2 with MF and HCA"),
+}
+PAPER_CAVEAT = (
+    "The paper freezes the encoder and does not say how the epoch was chosen; "
+    "the released code fine-tunes the encoder and chooses the epoch on the test speaker."
+)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run's folds amount to; scores in 0…1.
+
+    Attributes:
+        run: the run's folder.
+        settings: corpus, model, features, protocol, preset, seed.
+        classes: class names in the order of the confusion matrices.
+        folds: a row a fold: fold, name, utterances, clips, best_epoch, epochs, seconds, and
+            ``<level>_wa``, ``<level>_ua`` for the levels utterance and clip.
+        missing: names of the protocol's folds that are not trained yet.
+        mean, std, pooled: ``<level>_wa`` and so on → score; std is the sample's, absent for a single fold.
+        confusion: level → counts, row = true class, column = predicted.
+        caveats: what must be said beside the scores.
+        paper: WA and UA in percent and the row of the paper's table, where the corpus is IEMOCAP.
+    """
+
+    run: Path
+    settings: dict[str, Any]
+    classes: list[str]
+    folds: pd.DataFrame
+    missing: list[str]
+    mean: dict[str, float]
+    std: dict[str, float]
+    pooled: dict[str, float]
+    confusion: dict[str, np.ndarray]
+    caveats: list[str]
+    paper: tuple[float, float, str] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return {
+            "run": self.run.name,
+            **self.settings,
+            "classes": self.classes,
+            "folds": self.folds.to_dict("records"),
+            "missing_folds": self.missing,
+            "mean": self.mean,
+            "std": self.std,
+            "pooled": self.pooled,
+            "confusion": {level: matrix.tolist() for level, matrix in self.confusion.items()},
+            "caveats": self.caveats,
+            "paper": {"wa": self.paper[0], "ua": self.paper[1], "row": self.paper[2], "caveat": PAPER_CAVEAT}
+            if self.paper
+            else None,
+        }
+
+    def to_table(self) -> pd.DataFrame:
+        """The folds, then the rows mean, std and pooled; the run's protocol and caveats in every row."""
+        ends = pd.DataFrame([{"name": name, **getattr(self, name)} for name in ("mean", "std", "pooled")])
+        table = pd.concat([self.folds.astype({"fold": object}), ends], ignore_index=True)
+        return table.assign(protocol=self.settings["protocol"], caveats="; ".join(self.caveats))
+
+
+def summarise(run: str | Path) -> RunSummary:
+    """Read a run's folds.
+
+    Raises:
+        TrainingError: no run there, or no fold is trained yet.
+    """
+    run = Path(run)
+    if not (run / "run.json").exists():
+        raise TrainingError(f"{run}: no run here (run.json is missing); `mfhca train` makes one")
+    identity = read_json(run / "run.json")
+    records = [read_record(folder) for folder in sorted(run.glob("fold*")) if (folder / "result.json").exists()]
+    if not records:
+        raise TrainingError(f"{run}: no fold is trained yet; `mfhca train --fold all` trains them")
+    folds = pd.DataFrame([_row(record) for record in records])
+    confusion = {level: np.sum([record["confusion"][level] for record in records], axis=0) for level in LEVELS}
+    columns = [f"{level}_{name}" for level in LEVELS for name in ("wa", "ua")]
+    first = records[0]
+    return RunSummary(
+        run=run,
+        settings={key: first[key] for key in SETTINGS},
+        classes=list(first["classes"]),
+        folds=folds,
+        missing=[name for name in identity.get("folds", []) if name not in set(folds["name"])],
+        mean={name: float(folds[name].mean()) for name in columns},
+        std={name: statistics.stdev(folds[name]) for name in columns} if len(folds) > 1 else {},
+        pooled={key: value for level in LEVELS for key, value in _pooled(level, confusion[level]).items()},
+        confusion=confusion,
+        caveats=list(dict.fromkeys(line for record in records for line in record["caveats"])),
+        paper=paper_figures(first["corpus"], first["features"]),
+    )
+
+
+def write_report(summary: RunSummary) -> tuple[Path, Path]:
+    """Write report.json and report.csv into the run's folder; their paths."""
+    paths = summary.run / "report.json", summary.run / "report.csv"
+    publish_json(paths[0], summary.to_json())
+    publish(paths[1], summary.to_table().to_csv(index=False, lineterminator="\n").encode())
+    return paths
+
+
+def paper_figures(corpus: str, features: dict[str, str]) -> tuple[float, float, str] | None:
+    """The paper's WA and UA for these inputs, only where the corpus is the paper's."""
+    if corpus != "iemocap":
+        return None
+    encoder = features.get("encoder", "")
+    return next(
+        (
+            figures
+            for (inputs, family), figures in PAPER.items()
+            if inputs == "+".join(features) and encoder.startswith(family or "")
+        ),
+        None,
+    )
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    scores = {f"{level}_{name}": record["scores"][level][name] for level in LEVELS for name in ("wa", "ua")}
+    return {
+        "fold": record["fold"],
+        "name": record["name"],
+        "utterances": record["scores"]["utterance"]["count"],
+        "clips": record["scores"]["clip"]["count"],
+        "best_epoch": record["best_epoch"],
+        "epochs": record["epochs"],
+        "seconds": record["seconds"],
+        **scores,
+    }
+
+
+def _pooled(level: str, confusion: np.ndarray) -> dict[str, float]:
+    present = confusion.sum(1) > 0
+    recall = confusion.diagonal()[present] / confusion.sum(1)[present]
+    wa = float(confusion.diagonal().sum() / confusion.sum())
+    return {f"{level}_wa": wa, f"{level}_ua": float(recall.mean())}

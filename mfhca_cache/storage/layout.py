@@ -1,0 +1,240 @@
+"""What lies where in a cache folder: cache.json with the plan, utterances.csv, and a feature.json a feature.
+
+The plan numbers all clips of the corpus once, split after split, in order of utterance_id. A split is a session, or
+``all`` where the corpus has no sessions. Every feature cuts each split's clips into shards of at most 512 clips and
+256 MiB, so all features of a cache line up by clip, whatever their width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mfhca_cache.errors import CacheError, MfhcaError
+from mfhca_cache.manifest import csv_bytes, make_manifest, natural_key, read_table, samples_16k
+from mfhca_cache.spec import FORMAT_VERSION, ClipSpec, canonical_json, fingerprint, settings
+from mfhca_cache.storage.publish import publish, publish_json
+from mfhca_cache.storage.shard import check_format, read_json
+
+MAX_SHARD_CLIPS = 512
+MAX_SHARD_BYTES = 256 * 2**20
+#: A change in one of these makes other clips; the other columns may be corrected later.
+IDENTITY = ("utterance_id", "session", "seconds", "sample_rate", "sha256")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A run of the plan's clips: ``first`` up to, but not including, ``stop``."""
+
+    name: str
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ShardRange:
+    """A shard's name, such as ``session1-0000``, its split and its run of the plan's clips."""
+
+    name: str
+    split: str
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which clips there are.
+
+    Attributes:
+        corpus: name of the corpus.
+        clip: how utterances are cut.
+        rows: ``four-class`` or ``all``.
+        utterances: the manifest's rows in the plan's order, with ``split``, ``first_clip`` and ``clips``.
+        splits: in order.
+    """
+
+    corpus: str
+    clip: ClipSpec
+    rows: str
+    utterances: pd.DataFrame
+    splits: tuple[Split, ...]
+
+    @property
+    def clips(self) -> int:
+        """Clips of the whole plan."""
+        return self.splits[-1].stop
+
+    def chosen(self, split: str | None) -> tuple[Split, ...]:
+        """The splits that ``--split`` means: one by name, or every one (``all`` or None).
+
+        Raises:
+            CacheError: no such split; the message lists the valid names.
+        """
+        if split is None or split.lower() == "all":
+            return self.splits
+        found = tuple(item for item in self.splits if item.name == split.lower())
+        if not found:
+            names = [item.name for item in self.splits]
+            valid = ", ".join(names if "all" in names else [*names, "all"])
+            raise CacheError(f"split {split!r} is not in {self.corpus}; expected one of: {valid}")
+        return found
+
+    def identity(self) -> str:
+        """Fingerprint of what the clips are cut from: ids, sessions, lengths and audio digests, in order."""
+        return fingerprint([[str(value) for value in row] for row in self.utterances[list(IDENTITY)].to_numpy()])
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """What a feature is, as its feature.json says.
+
+    Attributes:
+        name: its folder.
+        kind: ``spectrogram`` or ``encoder``.
+        settings: everything that decides the numbers, the encoder's weights among it.
+        shape: of one clip: (300, 200) or (149, 768).
+        dtype: float16 or float32.
+        clips_per_shard: at most so many.
+        engine: device, precision, threads, batch: fixed when the feature is begun.
+        source: where an encoder came from: name, revision, commit.
+        random_weights: the encoder was never trained; its features mean nothing.
+    """
+
+    name: str
+    kind: str
+    settings: dict[str, Any]
+    shape: tuple[int, ...]
+    dtype: str
+    clips_per_shard: int
+    engine: dict[str, Any]
+    source: dict[str, Any]
+    random_weights: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Covers the settings, the encoder's weights and the format's version."""
+        return fingerprint({"format": FORMAT_VERSION, "kind": self.kind, "settings": self.settings})
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of one clip as stored."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def shards(self, split: Split) -> list[ShardRange]:
+        """The shards of a split, in order."""
+        edges = [*range(split.first, split.stop, self.clips_per_shard), split.stop]
+        return [
+            ShardRange(f"{split.name}-{number:04d}", split.name, first, stop)
+            for number, (first, stop) in enumerate(pairwise(edges))
+        ]
+
+
+def clips_per_shard(clip_bytes: int) -> int:
+    """Clips of a shard: as many as 256 MiB hold, at most 512, at least one."""
+    return max(1, min(MAX_SHARD_CLIPS, MAX_SHARD_BYTES // clip_bytes))
+
+
+def make_plan(corpus: str, utterances: pd.DataFrame, clip: ClipSpec, rows: str) -> Plan:
+    """Number the clips of the rows: by split in natural order, within a split by utterance_id."""
+    table = utterances.copy()
+    with_sessions = bool((table["session"] != "").any())
+    if with_sessions and (table["session"] == "").any():
+        row = table[table["session"] == ""].iloc[0]
+        raise CacheError(
+            f"{row['utterance_id']!r} has no session, other rows have; fill the column for all or for none"
+        )
+    table["split"] = table["session"] if with_sessions else "all"
+    order = {name: number for number, name in enumerate(sorted(set(table["split"]), key=natural_key))}
+    table = table.assign(_order=table["split"].map(order)).sort_values(["_order", "utterance_id"], kind="stable")
+    table = table.drop(columns="_order").reset_index(drop=True)
+    table["clips"] = -(-samples_16k(table) // clip.samples)
+    table["first_clip"] = table["clips"].cumsum() - table["clips"]
+    splits = tuple(
+        Split(str(name), int(part["first_clip"].iloc[0]), int((part["first_clip"] + part["clips"]).iloc[-1]))
+        for name, part in table.groupby("split", sort=False)
+    )
+    return Plan(corpus, clip, rows, table, splits)
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write utterances.csv, then cache.json, which commits it."""
+    write_utterances(folder, plan)
+    publish_json(
+        folder / "cache.json",
+        {
+            "format": FORMAT_VERSION,
+            "corpus": plan.corpus,
+            "clip": settings(plan.clip),
+            "rows": plan.rows,
+            "utterances": len(plan.utterances),
+            "clips": plan.clips,
+            "plan_sha256": plan.identity(),
+            "splits": [settings(split) for split in plan.splits],
+        },
+    )
+
+
+def write_utterances(folder: Path, plan: Plan) -> None:
+    """Write the plan's rows, without the columns that the plan derives."""
+    publish(folder / "utterances.csv", csv_bytes(plan.utterances.drop(columns=["split", "clips", "first_clip"])))
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read and check a cache's plan.
+
+    Raises:
+        CacheError: no cache, damaged, of another format, or utterances.csv of other audio than the plan's.
+    """
+    path = folder / "cache.json"
+    if not path.exists():
+        raise CacheError(f"{folder}: no cache here (cache.json is missing); `mfhca extract` makes one")
+    value = read_json(path)
+    try:
+        check_format(value["format"], path)
+        clip = ClipSpec(**value["clip"])
+        table = make_manifest("cache", None, read_table(folder / "utterances.csv"), source="utterances.csv").utterances
+        plan = make_plan(str(value["corpus"]), table, clip, str(value["rows"]))
+        stated = [Split(**split) for split in value["splits"]]
+    except CacheError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, MfhcaError) as error:
+        raise CacheError(f"{folder}: cache.json or utterances.csv is damaged ({error})") from error
+    if plan.identity() != value.get("plan_sha256") or list(plan.splits) != stated:
+        raise CacheError(
+            f"{folder}/utterances.csv lists other utterances or audio than cache.json was planned for; "
+            "put the file back, or begin another cache with --cache"
+        )
+    return plan
+
+
+def write_feature(folder: Path, info: FeatureInfo) -> None:
+    """Write ``<cache>/<feature>/feature.json``."""
+    (folder / info.name).mkdir(exist_ok=True)
+    value = {"format": FORMAT_VERSION, **settings(info), "fingerprint": info.fingerprint}
+    publish_json(folder / info.name / "feature.json", value)
+
+
+def read_feature(folder: Path, name: str) -> FeatureInfo:
+    """Read and check a feature.json.
+
+    Raises:
+        CacheError: missing, damaged, of another format, or its fingerprint is not that of its settings.
+    """
+    path = folder / name / "feature.json"
+    value = read_json(path)
+    try:
+        check_format(value["format"], path)
+        known = {item.name for item in fields(FeatureInfo)}
+        info = FeatureInfo(**{key: item for key, item in value.items() if key in known} | {"name": name})
+        info = FeatureInfo(**(settings(info) | {"shape": tuple(int(size) for size in info.shape)}))
+        if info.clips_per_shard < 1 or info.clip_bytes < 1 or info.fingerprint != value["fingerprint"]:
+            raise ValueError("its fingerprint is not that of its settings")
+        canonical_json(info.settings)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CacheError(f"{path}: damaged ({error}); remove the folder {name} and extract it again") from error
+    return info

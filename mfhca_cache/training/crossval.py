@@ -1,0 +1,119 @@
+"""Folds after folds of one run, each stored when it is done, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mfhca_cache.errors import TrainingError
+from mfhca_cache.folds import choose_folds
+from mfhca_cache.progress import Progress, ProgressCallback, silent
+from mfhca_cache.spec import differences, settings
+from mfhca_cache.storage.cache import Cache
+from mfhca_cache.storage.publish import publish_json
+from mfhca_cache.storage.shard import read_json
+from mfhca_cache.training.job import Job, load_job_data, prepare
+from mfhca_cache.training.options import TrainOptions
+from mfhca_cache.training.result import FoldResult, fold_folder, read_fold, write_fold
+from mfhca_cache.training.trainer import train_fold
+
+
+def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str]) -> str:
+    """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache."""
+    return "-".join([cache.corpus, options.model, "+".join(roles.values()), options.protocol, options.preset])
+
+
+def cross_validate(
+    cache: Cache,
+    options: TrainOptions | None = None,
+    *,
+    fold: str | int = "all",
+    run: str | Path | None = None,
+    device: str = "auto",
+    progress: ProgressCallback = silent,
+) -> list[FoldResult]:
+    """Train the folds that are not there yet; the results of all that were asked for, in order.
+
+    Args:
+        cache: from `mfhca_cache.open_cache`.
+        options: see `TrainOptions`.
+        fold: ``all``, a number from 1, or a speaker's name.
+        run: the run's folder, where each fold is stored when it is done; None keeps results in memory only.
+        device: auto, cpu or cuda.
+        progress: called after each epoch and each fold.
+
+    Raises:
+        TrainingError: splits not extracted, or the folder holds a run of other settings.
+        FoldError: no such fold.
+    """
+    job = prepare(cache, options or TrainOptions(), device)
+    chosen = choose_folds(job.folds, fold)
+    folder = Path(run) if run is not None else None
+    done: dict[int, FoldResult] = {}
+    if folder is not None:
+        begin_run(folder, job)
+        done = {f.number: read_fold(fold_folder(folder, f.number)) for f in chosen if has_fold(folder, f.number)}
+    left = [f for f in chosen if f.number not in done]
+    data = load_job_data(job, left, progress) if left else None
+    resumed = len(done)
+    progress(Progress("folds", resumed, len(chosen), "folds", resumed))
+    for item in left:
+        result = train_fold(cache, item, job=job, data=data, progress=progress)
+        if folder is not None:
+            write_fold(folder, result)
+        done[item.number] = result
+        detail = f"{item.name}: UA {100 * result.ua:.1f} %, WA {100 * result.wa:.1f} %"
+        progress(Progress("folds", len(done), len(chosen), "folds", resumed, detail=detail))
+    return [done[f.number] for f in chosen]
+
+
+def has_fold(run: Path, number: int) -> bool:
+    """Whether a fold is stored; its folder appears whole."""
+    return (fold_folder(run, number) / "result.json").exists()
+
+
+def begin_run(folder: Path, job: Job) -> None:
+    """Write run.json, or check that the run that is there is this one.
+
+    Raises:
+        TrainingError: another run's folder; what differs is listed.
+    """
+    mine = _identity(job)
+    path = folder / "run.json"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"{folder}: could not be made ({error.strerror})") from error
+        publish_json(path, mine)
+        return
+    changed = differences(read_json(path), mine)
+    if changed:
+        raise TrainingError(
+            f"{folder} holds a run of other settings, and folds of two kinds are never mixed.\n  "
+            + "\n  ".join(changed)
+            + f"\nGive this run its own name, such as --name {folder.name}-seed{job.options.seed}, or delete it."
+        )
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """Everything that the folds of a run have in common."""
+    features = {name: job.cache.features[name].fingerprint for name in job.roles.values()}
+    options = settings(job.options)
+    return {
+        "corpus": job.cache.corpus,
+        "folds": [fold.name for fold in job.folds],
+        "plan": job.cache.plan.identity(),
+        "labels": job.classes.name,
+        "classes": {name: list(job.classes.labels.get(name, ())) for name in job.classes.classes},
+        "feature_fingerprints": features,
+        "options": {key: _plain(value) for key, value in options.items() if key not in ("features", "epochs")},
+        "features": dict(job.roles),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,178 @@
+"""A cache's clips as tensors on the device, in memory once for all folds, and batches of them.
+
+Features stay as they are stored (float16) and become float32 a batch at a time. The spectrogram is standardised per
+bin with statistics of the fold's training clips, valid frames only; padding frames are 0 after scaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mfhca_cache.errors import TrainingError
+from mfhca_cache.labels import ClassMap, class_map
+from mfhca_cache.progress import ProgressCallback, silent
+from mfhca_cache.storage.cache import Cache
+
+ROLES = ("spectrogram", "encoder")
+_STATISTICS_CLIPS = 256
+_LEAST_STD = 1e-3  # dB; a bin that never changes is left at 0
+
+
+@dataclass(frozen=True)
+class CorpusData:
+    """Clips of a corpus on a device, N clips of U utterances.
+
+    Attributes:
+        inputs: role (spectrogram, encoder) → (N, …) of the stored type.
+        frames: (N,) int64, valid spectrogram frames; empty where there is no spectrogram.
+        labels: (N,) int64, class of each clip.
+        owner: (N,) int64, each clip's utterance, 0 … U − 1.
+        utterance_ids: (U,) in the order of ``owner``.
+        utterance_labels: (U,) int64.
+    """
+
+    inputs: dict[str, Tensor]
+    frames: Tensor
+    labels: Tensor
+    owner: np.ndarray
+    utterance_ids: np.ndarray
+    utterance_labels: np.ndarray
+
+    def clips_of(self, ids: Iterable[str]) -> Tensor:
+        """Rows of the clips of the utterances, ascending, int64 on the device."""
+        wanted = np.isin(self.utterance_ids, list(ids))
+        return torch.from_numpy(np.flatnonzero(wanted[self.owner])).to(self.labels.device)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Per-bin standardisation of the spectrogram: mean and std in dB, float32 (bins,)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def apply(self, spectrogram: Tensor, frames: Tensor) -> Tensor:
+        """(B, T, bins) in dB → float32, standardised, 0 from frame ``frames`` (B,) on."""
+        scaled = (spectrogram.float() - self.mean) / self.std
+        position = torch.arange(spectrogram.shape[1], device=spectrogram.device)
+        return scaled * (position < frames[:, None])[:, :, None]
+
+
+def resolve_features(cache: Cache, features: str) -> dict[str, str]:
+    """``spectrogram+encoder`` and the like → role → the name of a feature of the cache.
+
+    Raises:
+        TrainingError: an unknown name, the same role twice, or ``encoder`` where the cache has none or several.
+    """
+    roles: dict[str, str] = {}
+    for part in features.replace(",", "+").split("+"):
+        name = part.strip()
+        if name == "encoder":
+            have = cache.encoders()
+            if len(have) != 1:
+                found = f"several: {', '.join(have)}. Name one, such as spectrogram+{have[0]}" if have else "none"
+                raise TrainingError(f"{cache.path}: --features encoder needs one encoder's features; it has {found}")
+            name = have[0]
+        if name not in cache.features:
+            valid = ", ".join(["spectrogram+encoder", "spectrogram", "encoder", *cache.encoders()])
+            raise TrainingError(f"{cache.path} has no feature {name!r} (from --features {features}); expected {valid}")
+        role = "spectrogram" if cache.features[name].kind == "spectrogram" else "encoder"
+        if role in roles:
+            raise TrainingError(f"--features {features} names two {role}s; expected at most one of each")
+        roles[role] = name
+    return {role: roles[role] for role in ROLES if role in roles}
+
+
+def labelled_utterances(cache: Cache, classes: str, features: Iterable[str]) -> tuple[pd.DataFrame, ClassMap]:
+    """The cache's utterances that have a class and were not rejected, with a column ``class``, and the class map.
+
+    Rows whose shards are not extracted yet are among them; see `require_extracted`.
+    """
+    table = cache.utterances
+    chosen = class_map(classes, cache.corpus, table["label"])
+    table["class"] = chosen.apply(table["label"])
+    rejected = cache.rejected(features)
+    return table[table["class"].notna() & ~table["utterance_id"].isin(list(rejected))], chosen
+
+
+def require_extracted(cache: Cache, features: Iterable[str], ids: Iterable[str], what: str) -> None:
+    """Check that every utterance's shards are there.
+
+    Raises:
+        TrainingError: the splits that are missing, and the command that makes them.
+    """
+    table = cache.plan.utterances
+    needed = set(table.loc[table["utterance_id"].isin(list(ids)), "split"])
+    lines = []
+    for name in features:
+        missing = [split for split in cache.missing(name) if split in needed]
+        if missing:
+            info = cache.features[name]
+            encoder = f" --encoder {info.source.get('name', name)}" if info.kind == "encoder" else ""
+            commands = "\n    ".join(
+                f"mfhca extract --cache {cache.path}{encoder} --split {split}" for split in missing
+            )
+            lines.append(f"{name} of {', '.join(missing)} is not extracted yet; run\n    {commands}")
+    if lines:
+        raise TrainingError(f"{what}: " + "\n".join(lines))
+
+
+def load_data(
+    cache: Cache,
+    roles: dict[str, str],
+    utterances: pd.DataFrame,
+    classes: ClassMap,
+    device: str,
+    progress: ProgressCallback = silent,
+) -> CorpusData:
+    """Load the clips of a table from `labelled_utterances` to the device.
+
+    Args:
+        roles: from `resolve_features`.
+    """
+    table = utterances.reset_index(drop=True)
+    loaded = cache.load(list(roles.values()), list(table["utterance_id"]), progress=progress)
+    clips = loaded["clips"]
+    owner = pd.Index(table["utterance_id"]).get_indexer(clips["utterance_id"])
+    labels = np.array([classes.classes.index(name) for name in table["class"]], dtype=np.int64)
+    spectrogram = roles.get("spectrogram")
+    frames = clips[f"valid_{spectrogram}"].to_numpy(np.int64) if spectrogram else np.zeros(0, dtype=np.int64)
+    return CorpusData(
+        {role: loaded[name].to(device) for role, name in roles.items()},
+        torch.from_numpy(frames).to(device),
+        torch.from_numpy(labels[owner]).to(device),
+        owner,
+        table["utterance_id"].to_numpy(str),
+        labels,
+    )
+
+
+def fit_scaling(data: CorpusData, clips: Tensor) -> Scaling | None:
+    """Statistics of the valid frames of the clips, in float64; None where there is no spectrogram."""
+    if "spectrogram" not in data.inputs:
+        return None
+    total = squares = torch.zeros(data.inputs["spectrogram"].shape[2], dtype=torch.float64, device=data.labels.device)
+    count = 0
+    for part in clips.split(_STATISTICS_CLIPS):
+        values = data.inputs["spectrogram"][part].double()
+        position = torch.arange(values.shape[1], device=values.device)
+        values = values * (position < data.frames[part][:, None])[:, :, None]
+        total, squares = total + values.sum((0, 1)), squares + values.square().sum((0, 1))
+        count += int(data.frames[part].sum())
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_STD)
+    return Scaling(mean.float(), std.float())
+
+
+def gather(data: CorpusData, clips: Tensor, scaling: Scaling | None) -> dict[str, Tensor]:
+    """A batch as the model takes it: role → float32 (B, …)."""
+    batch = {role: values[clips] for role, values in data.inputs.items()}
+    if scaling is not None:
+        batch["spectrogram"] = scaling.apply(batch["spectrogram"], data.frames[clips])
+    return {role: values.float() for role, values in batch.items()}

@@ -1,0 +1,91 @@
+"""What the folds of one run share: the cache, the options, the features by role, the utterances in use, the folds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from mfhca_cache.errors import TrainingError
+from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold, make_folds
+from mfhca_cache.labels import ClassMap
+from mfhca_cache.models.mfhca import MFHCASettings
+from mfhca_cache.progress import ProgressCallback, silent
+from mfhca_cache.storage.cache import Cache
+from mfhca_cache.training.data import (
+    CorpusData,
+    labelled_utterances,
+    load_data,
+    require_extracted,
+    resolve_features,
+)
+from mfhca_cache.training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the folds of one run share.
+
+    Attributes:
+        options: of the run.
+        roles: role → feature of the cache.
+        table: the utterances in use, with their class.
+        classes: the class map.
+        folds: every fold of the protocol.
+        device: cpu or cuda.
+    """
+
+    cache: Cache
+    options: TrainOptions
+    roles: dict[str, str]
+    table: pd.DataFrame
+    classes: ClassMap
+    folds: list[Fold]
+    device: str
+
+
+def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
+    """Resolve what a run needs, without reading features.
+
+    Raises:
+        TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class.
+    """
+    roles = resolve_features(cache, options.features)
+    table, classes = labelled_utterances(cache, options.classes, roles.values())
+    folds = make_folds(table, options.protocol, options.seed)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda") or (device.startswith("cuda") and not torch.cuda.is_available()):
+        raise TrainingError(f"device {device!r} is not here; expected auto, cpu, or cuda where PyTorch finds one")
+    return Job(cache, options, roles, table, classes, folds, device)
+
+
+def load_job_data(job: Job, folds: list[Fold], progress: ProgressCallback = silent) -> CorpusData:
+    """Load what the folds need to the device, once.
+
+    Raises:
+        TrainingError: a split is not extracted yet; the message has the command.
+    """
+    ids = {name for fold in folds for name in (*fold.train, *fold.validation, *fold.test)}
+    what = f"fold {folds[0].number} ({folds[0].name})" if len(folds) == 1 else f"these {len(folds)} folds"
+    require_extracted(job.cache, job.roles.values(), ids, what)
+    table = job.table[job.table["utterance_id"].isin(list(ids))]
+    return load_data(job.cache, job.roles, table, job.classes, job.device, progress)
+
+
+def model_settings(job: Job) -> MFHCASettings:
+    """The preset's model, with the number of classes and the encoder's size that the cache has."""
+    found: dict[str, Any] = {"n_classes": len(job.classes.classes)}
+    if "encoder" in job.roles:
+        frames, width = job.cache.features[job.roles["encoder"]].shape
+        found |= {"encoder_frames": frames, "encoder_width": width}
+    return replace(job.options.settings, **found)
+
+
+def caveats(job: Job) -> list[str]:
+    """What must be said beside every score of this run."""
+    random = [name for name in job.roles.values() if job.cache.features[name].random_weights]
+    lines = [OPTIMISTIC_NOTE] if job.options.protocol == "test-selected" else []
+    return lines + [f"{name} has random weights: its features mean nothing" for name in random]

@@ -1,0 +1,100 @@
+"""A fold's record: what was trained on what, how it was tested, and with which versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mfhca_cache.folds import Fold
+from mfhca_cache.models.mfhca import MFHCASettings
+from mfhca_cache.spec import settings as plain
+from mfhca_cache.training.data import CorpusData
+from mfhca_cache.training.job import Job, caveats
+from mfhca_cache.training.metrics import confusion, score, utterance_log_probabilities
+
+RESULT_FORMAT = 1
+
+
+def fold_record(job: Job, fold: Fold, model: MFHCASettings, parameters: int) -> dict[str, Any]:
+    """What is known of a fold before it is trained, as JSON."""
+    features = [job.cache.features[name] for name in job.roles.values()]
+    return {
+        "format": RESULT_FORMAT,
+        "corpus": job.cache.corpus,
+        "fold": fold.number,
+        "name": fold.name,
+        "protocol": fold.protocol,
+        "optimistic": fold.optimistic,
+        "caveats": caveats(job),
+        "test_speakers": list(fold.test_speakers),
+        "validation_speakers": list(fold.validation_speakers),
+        "utterances": {"train": len(fold.train), "validation": len(fold.validation), "test": len(fold.test)},
+        "overlaps": fold.overlaps,
+        "rejected": len(job.cache.rejected(job.roles.values())),
+        "model": job.options.model,
+        "inputs": list(job.roles),
+        "features": dict(job.roles),
+        "random_weights": any(info.random_weights for info in features),
+        "classes": list(job.classes.classes),
+        "class_map": job.classes.name,
+        "seed": job.options.seed,
+        "preset": job.options.preset,
+        "recipe": plain(job.options.recipe),
+        "model_settings": plain(model),
+        "parameters": parameters,
+        "cache": {"plan": job.cache.plan.identity(), **{info.name: info.fingerprint for info in features}},
+        "versions": _versions(),
+        "device": torch.cuda.get_device_name(job.device) if job.device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def test_scores(data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarray, classes: int) -> dict[str, Any]:
+    """WA, UA and confusion matrix at both levels.
+
+    Args:
+        clips: (N,) rows of the data.
+        log_probabilities: (N, classes).
+    """
+    utterances, owner = np.unique(data.owner[clips], return_inverse=True)
+    mean = utterance_log_probabilities(log_probabilities, owner, len(utterances))
+    levels = {
+        "utterance": (data.utterance_labels[utterances], mean.argmax(1)),
+        "clip": (data.labels.cpu().numpy()[clips], log_probabilities.argmax(1)),
+    }
+    return {
+        "scores": {level: plain(score(*pair)) for level, pair in levels.items()},
+        "confusion": {level: confusion(*pair, classes).tolist() for level, pair in levels.items()},
+    }
+
+
+def predictions(job: Job, data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarray) -> pd.DataFrame:
+    """A row a test utterance: utterance_id, speaker, clips, label, prediction, and ``p_<class>``.
+
+    The probabilities are the normalised geometric mean over the utterance's clips.
+    """
+    names = np.array(job.classes.classes)
+    utterances, owner = np.unique(data.owner[clips], return_inverse=True)
+    mean = utterance_log_probabilities(log_probabilities, owner, len(utterances))
+    probabilities = np.exp(mean - np.logaddexp.reduce(mean, axis=1, keepdims=True))
+    ids = data.utterance_ids[utterances]
+    table = pd.DataFrame(
+        {
+            "utterance_id": ids,
+            "speaker": job.table.set_index("utterance_id").loc[list(ids), "speaker"].to_numpy(),
+            "clips": np.bincount(owner),
+            "label": names[data.utterance_labels[utterances]],
+            "prediction": names[mean.argmax(1)],
+        }
+    )
+    return table.assign(**{f"p_{name}": probabilities[:, at].round(6) for at, name in enumerate(names)})
+
+
+def _versions() -> dict[str, str]:
+    names = ("mfhca-cache", "torch", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
