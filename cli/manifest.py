@@ -79,14 +79,14 @@ def _show(screen: Screen, found: Manifest, counts: pd.DataFrame, differences: li
 
 def _count_grid(found: Manifest, counts: pd.DataFrame) -> Any:
     """Counts by session and class; for IEMOCAP as found / published."""
-    published = published_table() if found.corpus == "iemocap" else None
+    published = published_table().to_dict("index") if found.corpus == "iemocap" else {}
     rows = []
     for name, row in counts.iterrows():
         cells = [f"{value:,}" for value in row]
-        if published is not None and name in published.index:
-            cells = [f"{value:,} / {int(published.at[name, column]):,}" for column, value in row.items()]
+        if name in published:
+            cells = [f"{value:,} / {published[name][column]:,}" for column, value in row.items()]
         rows.append([str(name), *cells])
-    title = f"{found.corpus}: utterances of the four classes" + (", found / published" if published is not None else "")
+    title = f"{found.corpus}: utterances of the four classes" + (", found / published" if published else "")
     return grid(title, [str(counts.index.name), *map(str, counts.columns)], rows)
 
 

@@ -185,7 +185,7 @@ def test_other_settings_are_refused_with_what_differs(small_manifest: Manifest, 
     before = shard_bytes(small_cache_folder)
     with pytest.raises(CacheMismatchError, match=r"pre_emphasis: 0\.0 → 0\.97"):
         extract(small_manifest, small_cache_folder, replace(TINY, spectrogram=SpectrogramSpec(pre_emphasis=0.97)))
-    with pytest.raises(CacheMismatchError, match="clip.pad: 'audio' → 'features'"):
+    with pytest.raises(CacheMismatchError, match=r"clip.pad: 'audio' → 'features'"):
         extract(small_manifest, small_cache_folder, replace(TINY, clip=ClipSpec(pad="features")))
     with pytest.raises(CacheMismatchError, match="dtype: 'float16' → 'float32'"):
         extract(small_manifest, small_cache_folder, replace(TINY, dtype="float32"))
@@ -199,7 +199,7 @@ def test_other_audio_is_refused_with_its_ids(tmp_path: Path) -> None:
     with pytest.raises(CacheMismatchError, match=r"2 utterance\(s\) of other audio bytes .*: Ses01_F000, Ses01_M000"):
         extract(changed, tmp_path / "c", ALONE)
     fewer = replace(manifest, utterances=manifest.utterances.drop(index=0))
-    with pytest.raises(CacheMismatchError, match="1 utterance.s. no longer in the manifest: Ses01_F000"):
+    with pytest.raises(CacheMismatchError, match=r"1 utterance.s. no longer in the manifest: Ses01_F000"):
         extract(fewer, tmp_path / "c", ALONE)
 
 
@@ -246,7 +246,7 @@ def test_values_beyond_float16_are_an_error_that_offers_float32(tmp_path: Path) 
         model.encoder.layers[0].final_layer_norm.weight.fill_(1e6)
     model.save_pretrained(tmp_path / "enc")
     spec = ExtractSpec(encoder=EncoderSpec(str(tmp_path / "enc")))
-    with pytest.raises(CacheError, match="float16 ends at 65,504.*--dtype float32"):
+    with pytest.raises(CacheError, match=r"float16 ends at 65,504.*--dtype float32"):
         extract(manifest, tmp_path / "c", spec, device="cpu")
     extract(manifest, tmp_path / "d", replace(spec, dtype="float32"), device="cpu")
     loaded = open_cache(tmp_path / "d").load("enc")["enc"]

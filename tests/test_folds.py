@@ -75,7 +75,9 @@ def test_session_folds_without_sessions_are_five_groups_of_speakers() -> None:
     st.sampled_from(PROTOCOLS),
     st.integers(0, 9),
 )
-def test_no_test_speaker_is_ever_in_training(speakers: dict[str, str], sessions: bool, protocol: str, seed: int) -> None:
+def test_no_test_speaker_is_ever_in_training(
+    speakers: dict[str, str], sessions: bool, protocol: str, seed: int
+) -> None:
     if not sessions or len(set(speakers.values())) < 2:
         speakers = dict.fromkeys(speakers, "")
     rows = table(speakers)
@@ -91,7 +93,7 @@ def test_no_test_speaker_is_ever_in_training(speakers: dict[str, str], sessions:
 def test_a_speaker_in_two_sessions_is_refused_where_it_would_leak() -> None:
     rows = table({"a": "x", "b": "y"})
     rows.loc[0, "session"] = "y"
-    with pytest.raises(FoldError, match="speaker.*a.*both test and training"):
+    with pytest.raises(FoldError, match=r"speaker.*a.*both test and training"):
         make_folds(rows, "session")
 
 

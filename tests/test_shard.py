@@ -72,7 +72,7 @@ def test_h5py_alone_reads_a_shard(tmp_path: Path) -> None:
 
 
 def test_the_array_starts_on_a_page(tmp_path: Path) -> None:
-    content, receipt = make(count=64 * 1024)
+    _, receipt = make(count=64 * 1024)
     assert receipt.offset % 4096 == 0
     assert receipt.nbytes == 64 * 1024 * 20 * 2
 

@@ -71,7 +71,9 @@ def test_clips_of_a_batch_do_not_touch() -> None:
     clips = torch.from_numpy(np.random.default_rng(1).standard_normal((3, 48_000)).astype(np.float32))
     together = spectrograms(clips, SPEC)
     for number in range(3):
-        torch.testing.assert_close(together[number], spectrograms(clips[number : number + 1], SPEC)[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            together[number], spectrograms(clips[number : number + 1], SPEC)[0], rtol=0, atol=1e-4
+        )
 
 
 def test_other_clip_lengths() -> None:

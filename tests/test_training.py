@@ -171,7 +171,7 @@ def test_stored_folds_read_back_equal(small_cache: Cache, tmp_path: Path) -> Non
     pd.testing.assert_frame_equal(again.predictions, result.predictions)
     pd.testing.assert_frame_equal(again.curve, result.curve)
     (tmp_path / "run" / "fold01" / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(TrainingError, match="not readable as a fold.*train it again"):
+    with pytest.raises(TrainingError, match=r"not readable as a fold.*train it again"):
         read_fold(tmp_path / "run" / "fold01")
 
 

@@ -182,8 +182,9 @@ class GRF(nn.Module):
         if self.residual is not None:
             Y_a = X * g_h * g_w  # Eq. 6
             return F.relu_(self.residual(Y_a) + up.add(X, alpha=2))  # X + Y_b = 2 X + Up(…)
-        # Eqs. 6–8 in one pass over the map: Y = X + Y_a + Y_b = (g_h ⊙ g_w + 2) ⊙ X + Up(…)
-        return torch.addcmul(up, X, (g_h * g_w).add_(2))
+        # Eqs. 6–8: Y = X + Y_a + Y_b = (g_h ⊙ g_w + 2) ⊙ X + Up(…). Maps of two memory formats multiply 6 × slower.
+        gate = (g_h * g_w + 2).contiguous(memory_format=_memory_format(X))
+        return (X * gate).add_(up)
 
 
 class MF(nn.Module):
@@ -369,10 +370,16 @@ def _upsample(x: Tensor, size: tuple[int, int], mode: Upsample) -> Tensor:
     return _resize(x, size, mode) if x.is_cuda else F.interpolate(x, size=size, mode=mode)
 
 
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Channels-last if the map is stored so and not otherwise contiguous."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def _resize(x: Tensor, size: tuple[int, int], kind: Resize) -> Tensor:
     """R x Cᵀ for each map of x, with R (h, H) and C (w, W) the matrices of `_resize_matrix`: (…, H, W) → (…, h, w)."""
     H, W = x.shape[-2:]
-    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if x.ndim == 4 and _memory_format(x) == torch.channels_last:
         # Channels lie innermost: products along H, then W, of the map as it lies, so that nothing is copied.
         y = x.permute(0, 2, 3, 1)
         if size[0] != H:
