@@ -49,7 +49,9 @@ def batches(steps: int, batch: int, strength: float) -> list[tuple[torch.Tensor,
     return found
 
 
-def losses(settings: MFHCASettings, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], lr: float) -> list[float]:
+def losses(
+    settings: MFHCASettings, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], lr: float
+) -> list[float]:
     """Training loss of each step."""
     torch.manual_seed(0)
     model = Branch(settings).train()

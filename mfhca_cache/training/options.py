@@ -1,4 +1,4 @@
-"""What a run is: model, features, protocol, optimiser. Two presets, and what each stands for."""
+"""What a run is: model, features, protocol, optimiser; and the presets, with what each stands for."""
 
 from __future__ import annotations
 
@@ -38,13 +38,18 @@ class Preset:
     model: MFHCASettings
 
 
-#: paper: as section III-A states. frozen: for features that are not fine-tuned.
+#: paper: as section III-A states. frozen: for features that are not fine-tuned. quick: the same with half the
+#: channels, to try things on a CPU.
 PRESETS = {
     "paper": Preset(Recipe(), MFHCASettings()),
     "frozen": Preset(
         Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=16, epochs=40, patience=6),
-        # Eq. 9's softmax over D = 768 leaves weights near 1/768: as written its branch learns ten times later or more.
+        # Eq. 9's softmax over 768 leaves weights near 1/768, and its branch idles at first: benchmarks/attention_scale.py.
         MFHCASettings(attention_scale=768.0),
+    ),
+    "quick": Preset(
+        Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=16, epochs=20, patience=6),
+        MFHCASettings(attention_scale=768.0, channels=(8, 16, 24)),
     ),
 }
 

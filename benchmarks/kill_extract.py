@@ -1,0 +1,79 @@
+"""Kill `mfhca extract` with SIGKILL at random moments, then let it finish, and compare with an undisturbed run.
+
+Counts committed shards that were lost (must be none), and compares the finished cache with the calm one byte for byte.
+Exit status 1 if anything differs.
+
+    python benchmarks/kill_extract.py --kills 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mfhca_cache.corpora import read_corpus
+from mfhca_cache.corpora.synthetic import write_corpus
+from mfhca_cache.manifest import write_manifest
+from mfhca_cache.storage.cache import open_cache
+
+
+def start(table: Path, cache: Path) -> subprocess.Popen[bytes]:
+    """`mfhca extract` in a process of its own."""
+    words = ["extract", "--quiet", "--manifest", str(table), "--cache", str(cache), "--encoder", "random-tiny"]
+    code = "from mfhca_cache.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, *words])
+
+
+def committed(cache: Path) -> dict[str, bytes]:
+    """Receipt → bytes of its shard."""
+    found = cache.glob("*/*-[0-9][0-9][0-9][0-9].json")
+    return {str(path.relative_to(cache)): path.with_suffix(".h5").read_bytes() for path in found}
+
+
+def main() -> int:
+    """Run calmly once, then with kills, then to the end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_corpus(folder / "corpus")
+        table = folder / "synthetic.csv"
+        write_manifest(read_corpus("synthetic", folder / "corpus"), table)
+        began = time.monotonic()
+        if start(table, folder / "calm").wait():
+            return 1
+        whole = time.monotonic() - began
+        hit = lost = 0
+        kept: dict[str, bytes] = {}
+        for number in range(options.kills):
+            process = start(table, folder / "wild")
+            time.sleep(moments.uniform(0, whole))
+            process.send_signal(signal.SIGKILL)
+            hit += process.wait() == -signal.SIGKILL
+            now = committed(folder / "wild")
+            lost += sum(now.get(path) != content for path, content in kept.items())
+            kept = now
+            print(f"kill {number + 1}: {len(kept)} shards committed", flush=True)
+        finished = start(table, folder / "wild").wait() == 0
+        calm, wild = committed(folder / "calm"), committed(folder / "wild")
+        faults = open_cache(folder / "wild").verify()
+        left = list((folder / "wild").rglob("*.tmp"))
+    print(
+        f"{hit} of {options.kills} kills hit a running extraction ({whole:.1f} s undisturbed); "
+        f"committed shards lost: {lost}; shards in the end: {len(wild)} of {len(calm)}, "
+        f"byte-identical: {wild == calm}; faults found by verify: {len(faults)}; stale files: {len(left)}"
+    )
+    return 0 if finished and wild == calm and not (lost or faults or left) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
