@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mfhca_cache.models.mfhca import HCA, MFHCASettings, classifier
+from mfhca_cache.models.mfhca import HCA, classifier
+from mfhca_cache.models.settings import MFHCASettings
 
 VARIANTS = {
     "softmax, as written": MFHCASettings(),

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.models import build_model, count_parameters
-from mfhca_cache.models.mfhca import GRF, HCA, MF, MFHCA, MFHCASettings, adaptive_average, paper, released
-from mfhca_cache.models.mfhca import _resize as resize
+from mfhca_cache.models.mfhca import GRF, HCA, MF, MFHCA
+from mfhca_cache.models.resize import adaptive_average, resize
+from mfhca_cache.models.settings import MFHCASettings, paper, released
 
 Array = npt.NDArray[np.float64]
 M = TypeVar("M", bound=nn.Module)

@@ -8,10 +8,14 @@ from torch import nn
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.models.branches import EncoderOnly, SpectrogramOnly
-from mfhca_cache.models.mfhca import MFHCA, MFHCASettings, paper, released
+from mfhca_cache.models.mfhca import GRF, HCA, MF, MFHCA
+from mfhca_cache.models.settings import MFHCASettings, paper, released
 
 __all__ = [
+    "GRF",
+    "HCA",
     "INPUTS",
+    "MF",
     "MFHCA",
     "MODELS",
     "EncoderOnly",

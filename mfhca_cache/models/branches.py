@@ -11,7 +11,9 @@ from typing import cast
 from torch import Tensor, nn
 
 from mfhca_cache.errors import TrainingError
-from mfhca_cache.models.mfhca import MF, MFHCASettings, adaptive_average, as_image, classifier
+from mfhca_cache.models.mfhca import MF, as_image, classifier
+from mfhca_cache.models.resize import adaptive_average
+from mfhca_cache.models.settings import MFHCASettings
 
 
 class SpectrogramOnly(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold, make_folds
 from mfhca_cache.labels import ClassMap
-from mfhca_cache.models.mfhca import MFHCASettings
+from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.data import (

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import PROTOCOLS
-from mfhca_cache.models.mfhca import MFHCASettings
+from mfhca_cache.models.settings import MFHCASettings
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ PRESETS = {
     "paper": Preset(Recipe(), MFHCASettings()),
     "frozen": Preset(
         Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=16, epochs=40, patience=6),
-        # Eq. 9's softmax over 768 leaves weights near 1/768, and its branch idles at first: benchmarks/attention_scale.py.
+        # Eq. 9's softmax over 768 leaves weights near 1/768; its branch idles at first (benchmarks/attention_scale.py).
         MFHCASettings(attention_scale=768.0),
     ),
     "quick": Preset(

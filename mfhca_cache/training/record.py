@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from mfhca_cache.folds import Fold
-from mfhca_cache.models.mfhca import MFHCASettings
+from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.spec import settings as plain
 from mfhca_cache.training.data import CorpusData
 from mfhca_cache.training.job import Job, caveats

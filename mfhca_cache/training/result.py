@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mfhca_cache.errors import CacheError, TrainingError
 from mfhca_cache.models import build_model
-from mfhca_cache.models.mfhca import MFHCASettings
+from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.storage.publish import sync_folder
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.data import Scaling
