@@ -64,7 +64,7 @@ def _show(screen: Screen, found: Manifest, counts: pd.DataFrame, differences: li
     screen.out.print("Raw labels: " + ", ".join(f"{name} {count:,}" for name, count in other.items()), soft_wrap=True)
     screen.out.print(
         f"{len(table):,} utterances of {table['speaker'].nunique()} speakers, "
-        f"{duration(table['seconds'].sum())}, {table['seconds'].min():.2f} to {table['seconds'].max():.1f} s each"
+        f"{duration(table['seconds'].sum())}, {table['seconds'].min():.2f} to {table['seconds'].max():.2f} s each"
     )
     if found.corpus == "iemocap":
         if differences:
@@ -84,10 +84,15 @@ def _count_grid(found: Manifest, counts: pd.DataFrame) -> Any:
     for name, row in counts.iterrows():
         cells = [f"{value:,}" for value in row]
         if name in published:
-            cells = [f"{value:,} / {published[name][column]:,}" for column, value in row.items()]
+            cells = [_beside(value, published[name][column]) for column, value in row.items()]
         rows.append([str(name), *cells])
     title = f"{found.corpus}: utterances of the four classes" + (", found / published" if published else "")
     return grid(title, [str(counts.index.name), *map(str, counts.columns)], rows)
+
+
+def _beside(found: int, published: int) -> str:
+    """``229 / 229``, and in colour where they differ."""
+    return f"{found:,} / {published:,}" if found == published else f"[bold yellow]{found:,} / {published:,}[/]"
 
 
 def _as_json(found: Manifest, counts: pd.DataFrame, differences: list[str], path: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Screen:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
-        self._logged = 0.0
+        # The first line after two seconds: what is done sooner needs none.
+        self._logged = time.monotonic() - _LOG_SECONDS + 2.0
 
     def __enter__(self) -> Screen:
         if self.err.is_terminal and not self.silent:

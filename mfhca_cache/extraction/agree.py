@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from mfhca_cache.device import resolve_device
 from mfhca_cache.errors import CacheError, CacheMismatchError, ManifestError
-from mfhca_cache.extraction.work import begun_feature, resolve_device
+from mfhca_cache.extraction.work import begun_feature
 from mfhca_cache.manifest import Manifest, select_rows
 from mfhca_cache.spec import ExtractSpec, differences, settings
 from mfhca_cache.storage.layout import (
@@ -16,6 +17,7 @@ from mfhca_cache.storage.layout import (
     Plan,
     make_plan,
     read_plan,
+    write_feature,
     write_plan,
     write_utterances,
 )
@@ -80,6 +82,18 @@ def agreed_feature(folder: Path, wanted: FeatureInfo) -> FeatureInfo:
             + "\nUse the old ones, or begin another cache with --cache DIR."
         )
     return begun
+
+
+def begin_feature(folder: Path, wanted: FeatureInfo) -> FeatureInfo:
+    """Write a new feature's feature.json, and make its folder; one that another run has begun meanwhile is agreed with.
+
+    Raises:
+        CacheMismatchError: that other run has other settings or weights.
+    """
+    with lock(folder, f"{wanted.name}.feature"):
+        if begun_feature(folder, wanted.name) is None:
+            write_feature(folder, wanted)
+    return agreed_feature(folder, wanted)
 
 
 def agreed_device(folder: Path, feature: str, device: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from mfhca_cache.extraction.agree import agreed_device, agreed_feature, agreed_plan, corpus_root
+from mfhca_cache.extraction.agree import agreed_device, agreed_feature, agreed_plan, begin_feature, corpus_root
 from mfhca_cache.extraction.build import decode_clips, publish_features
 from mfhca_cache.extraction.encoder import RANDOM_TINY, Encoder, load_encoder
 from mfhca_cache.extraction.work import (
@@ -34,7 +34,7 @@ from mfhca_cache.manifest import Manifest, Rejected
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import ExtractSpec
 from mfhca_cache.storage.cache import open_cache
-from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Split, write_feature
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Split
 from mfhca_cache.storage.publish import lock, remove_temporaries
 
 
@@ -112,10 +112,8 @@ def extract(
     run = _Run(folder, plan, spec, encoder, retry, progress, total=sum(s.stop - s.first for s in splits))
     if tasks:
         run.root = corpus_root(manifest)
-        for info in features:
-            if begun_feature(folder, info.name) is None:
-                write_feature(folder, info)
-        run.work(tasks)
+        features = [begin_feature(folder, info) for info in features]
+        run.work(find_tasks(folder, features, splits, retry))
     return _report(run, features, splits, time.monotonic() - started, notes)
 
 
@@ -139,6 +137,8 @@ class _Run:
 
     def work(self, tasks: list[Task]) -> None:
         """Build every task's shards; those that another run holds, after it has let go of them."""
+        if not tasks:
+            return
         self.done = self.resumed = self.total - sum(task.stop - task.first for task in tasks)
         with _threads(tasks[0].shards[0][0].engine["threads"]):
             for patient in (False, True):

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mfhca_cache.errors import AudioError, CacheError
 from mfhca_cache.extraction.encoder import Encoder
 from mfhca_cache.extraction.spectrogram import clip_shape
@@ -38,21 +36,6 @@ class Task:
     first: int
     stop: int
     shards: tuple[tuple[FeatureInfo, ShardRange], ...]
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` → cuda where there is one, else cpu.
-
-    Raises:
-        CacheError: an unknown device, or cuda without one.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise CacheError(f"device {device!r} is not known; expected auto, cpu or cuda")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise CacheError("device cuda: PyTorch finds no CUDA device here; use --device cpu, or install a CUDA build")
-    return device
 
 
 def new_engine(device: str, batch: int | None) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-import torch
 
-from mfhca_cache.errors import TrainingError
+from mfhca_cache.device import resolve_device
 from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold, make_folds
 from mfhca_cache.labels import ClassMap
 from mfhca_cache.models.settings import MFHCASettings
@@ -55,11 +54,7 @@ def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
     roles = resolve_features(cache, options.features)
     table, classes = labelled_utterances(cache, options.classes, roles.values())
     folds = make_folds(table, options.protocol, options.seed)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda") or (device.startswith("cuda") and not torch.cuda.is_available()):
-        raise TrainingError(f"device {device!r} is not here; expected auto, cpu, or cuda where PyTorch finds one")
-    return Job(cache, options, roles, table, classes, folds, device)
+    return Job(cache, options, roles, table, classes, folds, resolve_device(device))
 
 
 def load_job_data(job: Job, folds: list[Fold], progress: ProgressCallback = silent) -> CorpusData:
