@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from mfhca_cache.cli.app import COMMANDS, mfhca
 
+from mfhca_cache.cli.app import COMMANDS, mfhca
 from mfhca_cache.corpora.synthetic import write_corpus
 
 from .conftest import small_corpus, tone, write_wav
