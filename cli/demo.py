@@ -40,9 +40,12 @@ def demo(ctx: click.Context, folder: Path, quiet: bool, as_json: bool) -> None:
     corpus, table, cache, runs = (folder / name for name in ("corpus", "manifests/synthetic.csv", "cache", "runs"))
     if not looks_like(corpus):
         if corpus.exists():
-            shutil.rmtree(corpus)  # A corpus whose writing was interrupted; its mark is written last.
+            raise click.UsageError(f"{corpus} is there and was not written by the demo; choose another --folder")
         screen.out.print(f"Writing a corpus of synthetic voices in IEMOCAP's folder layout to [bold]{corpus}[/] …")
-        write_corpus(corpus, UTTERANCES)
+        partial = folder / ".corpus.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        write_corpus(partial, UTTERANCES)
+        partial.rename(corpus)
     run_command(ctx, screen, "manifest", "synthetic", str(corpus), "-o", str(table))
     run_command(ctx, screen, "extract", "--manifest", str(table), "--cache", str(cache), "--encoder", "random-tiny")
     options = TrainOptions(preset="quick", epochs=EPOCHS)

@@ -105,11 +105,12 @@ def extract(
 
 def _show(screen: Screen, report: ExtractReport) -> None:
     for note in report.notes:
-        screen.out.print(f"[yellow]Note:[/] {note}", soft_wrap=True)
+        screen.out.print(f"Note: {note}", style="yellow", markup=False, soft_wrap=True)
     features = open_cache(report.cache).features
     for name in report.features:
         if name in features and features[name].random_weights:
-            screen.out.print(f"[yellow]Note:[/] {name} has random weights; its features mean nothing", soft_wrap=True)
+            note = f"Note: {name} has random weights; its features mean nothing"
+            screen.out.print(note, style="yellow", markup=False, soft_wrap=True)
     if report.new_shards:
         rate = report.new_clips / report.seconds
         screen.out.print(
@@ -120,10 +121,11 @@ def _show(screen: Screen, report: ExtractReport) -> None:
         screen.out.print("Nothing to do: every shard is there already.")
     rejections(screen, report.rejected, f"of {report.utterances:,} utterances:")
     screen.out.print(
-        f"[bold]{report.cache}[/]: {', '.join(report.features)} of {', '.join(report.splits)}: "
+        f"{report.cache}: {', '.join(report.features)} of {', '.join(report.splits)}: "
         f"{report.ok:,} utterances + {len(report.rejected):,} rejected = {report.utterances:,}; {report.clips:,} clips",
+        markup=False,
         soft_wrap=True,
     )
     left = {split for name in features for split in open_cache(report.cache).missing(name)}
     following = f"mfhca extract (still missing: {', '.join(sorted(left))})" if left else "mfhca train --fold all"
-    screen.out.print(f"Next: {following}", soft_wrap=True)
+    screen.out.print(f"Next: {following}", markup=False, soft_wrap=True)

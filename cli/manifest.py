@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 import pandas as pd
+from rich.text import Text
 
 from mfhca_cache.corpora import CORPORA, read_corpus
 from mfhca_cache.corpora.iemocap_counts import compare_with_published, published_table
 from mfhca_cache.errors import LabelError
-from mfhca_cache.labels import LABEL_NAMES, ClassMap, class_map
+from mfhca_cache.labels import FOUR_CLASSES, LABEL_NAMES, ClassMap, class_map
 from mfhca_cache.manifest import Manifest, count_table, write_manifest
 from mfhca_cache.progress import Progress
 
@@ -35,6 +36,8 @@ def manifest(corpus: str, root: Path, output: Path | None, quiet: bool, as_json:
         mfhca manifest table /data/mine/utterances.csv -o manifests/mine.csv
     """
     path = output or Path("manifests") / f"{corpus}.csv"
+    if path.suffix.lower() != ".csv":
+        raise click.UsageError(f"--output {path}: expected a name that ends in .csv")
     with Screen(quiet, as_json) as screen:
         found = read_corpus(
             corpus,
@@ -61,7 +64,8 @@ def _show(screen: Screen, found: Manifest, counts: pd.DataFrame, differences: li
     table = found.utterances
     screen.out.print(_count_grid(found, counts))
     other = table["label"].map(lambda label: LABEL_NAMES.get(found.corpus, {}).get(label, label)).value_counts()
-    screen.out.print("Raw labels: " + ", ".join(f"{name} {count:,}" for name, count in other.items()), soft_wrap=True)
+    labels = ", ".join(f"{name} {count:,}" for name, count in other.items())
+    screen.out.print(f"Raw labels: {labels}", markup=False, soft_wrap=True)
     screen.out.print(
         f"{len(table):,} utterances of {table['speaker'].nunique()} speakers, "
         f"{duration(table['seconds'].sum())}, {table['seconds'].min():.2f} to {table['seconds'].max():.2f} s each"
@@ -74,7 +78,7 @@ def _show(screen: Screen, found: Manifest, counts: pd.DataFrame, differences: li
         else:
             screen.out.print("[green]No difference from the published counts (5,531 utterances in four classes).[/]")
     rejections(screen, found.rejected, "and left out:")
-    screen.out.print(f"\nWrote [bold]{path}[/]. Next: mfhca extract --manifest {path}", soft_wrap=True)
+    screen.out.print(f"\nWrote {path}. Next: mfhca extract --manifest {path}", markup=False, soft_wrap=True)
 
 
 def _count_grid(found: Manifest, counts: pd.DataFrame) -> Any:
@@ -82,17 +86,18 @@ def _count_grid(found: Manifest, counts: pd.DataFrame) -> Any:
     published = published_table().to_dict("index") if found.corpus == "iemocap" else {}
     rows = []
     for name, row in counts.iterrows():
-        cells = [f"{value:,}" for value in row]
+        cells = [Text(f"{value:,}") for value in row]
         if name in published:
             cells = [_beside(value, published[name][column]) for column, value in row.items()]
-        rows.append([str(name), *cells])
-    title = f"{found.corpus}: utterances of the four classes" + (", found / published" if published else "")
+        rows.append([Text(str(name)), *cells])
+    what = "the four classes" if set(counts.columns) >= set(FOUR_CLASSES) else "each label"
+    title = f"{found.corpus}: utterances of {what}" + (", found / published" if published else "")
     return grid(title, [str(counts.index.name), *map(str, counts.columns)], rows)
 
 
-def _beside(found: int, published: int) -> str:
+def _beside(found: int, published: int) -> Text:
     """``229 / 229``, and in colour where they differ."""
-    return f"{found:,} / {published:,}" if found == published else f"[bold yellow]{found:,} / {published:,}[/]"
+    return Text(f"{found:,} / {published:,}", style="" if found == published else "bold yellow")
 
 
 def _as_json(found: Manifest, counts: pd.DataFrame, differences: list[str], path: Path) -> dict[str, Any]:

@@ -26,10 +26,10 @@ def report(run: Path, quiet: bool, as_json: bool) -> None:
     """
     with Screen(quiet, as_json) as screen:
         summary = summarise(run)
-        paths = write_report(summary)
     show_summary(screen, summary)
-    screen.out.print(f"Wrote {paths[0]} and {paths[1].name}", soft_wrap=True)
     screen.json(summary.to_json())
+    paths = write_report(summary)
+    screen.out.print(f"Wrote {paths[0]} and {paths[1].name}", markup=False, soft_wrap=True)
 
 
 def show_summary(screen: Screen, summary: RunSummary) -> None:
@@ -63,6 +63,6 @@ def show_summary(screen: Screen, summary: RunSummary) -> None:
         wa, ua, row = summary.paper
         screen.out.print(f"The paper: WA {wa:.2f}, UA {ua:.2f} ({row}). {PAPER_CAVEAT}", soft_wrap=True)
     for line in summary.caveats:
-        screen.out.print(f"[bold yellow]Caution:[/] {line}", soft_wrap=True)
+        screen.out.print(f"Caution: {line}", style="bold yellow", markup=False, soft_wrap=True)
     if summary.missing:
-        screen.out.print(f"Not trained yet: {', '.join(summary.missing)}", soft_wrap=True)
+        screen.out.print(f"Not trained yet: {', '.join(summary.missing)}", markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.progress import Progress as Report
@@ -45,9 +46,9 @@ class Screen:
         if self.err.is_terminal and not self.silent:
             self._bars = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
-                TextColumn("{task.fields[counts]}"),
+                TextColumn("{task.fields[counts]}", markup=False),
                 console=self.err,
                 transient=True,
             )
@@ -78,7 +79,7 @@ class Screen:
             )
         elif now - self._logged >= _LOG_SECONDS:
             self._logged = now
-            self.err.print(f"{report.stage}: {counts}" if counts else report.stage)
+            self.err.print(f"{report.stage}: {counts}" if counts else report.stage, markup=False)
 
     def json(self, value: Any) -> None:
         """Print the result of `--json`."""
@@ -122,15 +123,16 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Table:
+def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], caption: str | None = None) -> Table:
     """A table whose first column is text and whose other columns are numbers; the row ``all`` stands apart."""
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         if row[0] in ("all", "mean ± std") and table.rows:
             table.add_section()
-        table.add_row(*row, style="bold" if row[0] in ("all", "mean ± std", "pooled") else None)
+        cells = [cell if isinstance(cell, Text) else Text(cell) for cell in row]
+        table.add_row(*cells, style="bold" if row[0] in ("all", "mean ± std", "pooled") else None)
     return table
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mfhca_cache.folds import PROTOCOLS, Fold, choose_folds
+from mfhca_cache.folds import OPTIMISTIC_NOTE, PROTOCOLS, Fold, choose_folds
 from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
@@ -80,6 +80,8 @@ def train(
         raise click.UsageError(f"--name {name!r}: expected a folder name without slashes")
     run = runs / (name or run_name(opened, options, job.roles))
     with Screen(quiet, as_json) as screen:
+        if protocol == "test-selected":
+            screen.err.print(f"[bold yellow]Caution:[/] {OPTIMISTIC_NOTE}")
         features = " + ".join(job.roles.values())
         screen.err.print(f"[bold]{run}[/]: {features}, protocol {protocol}, preset {preset}, seed {seed}")
         for item in chosen:

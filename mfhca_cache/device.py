@@ -15,11 +15,8 @@ def resolve_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+    if device not in ("cpu", "cuda"):
         raise MfhcaError(f"device {device!r} is not known; expected auto, cpu or cuda")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise MfhcaError(
-            f"device {device}: PyTorch finds no such device here; use --device cpu, or a CUDA build of torch"
-        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MfhcaError("device cuda: PyTorch finds none here; use --device cpu, or install a CUDA build of torch")
     return device

@@ -89,6 +89,26 @@ def make_folds(utterances: pd.DataFrame, protocol: str = "strict", seed: int = 0
     return folds
 
 
+def check_speakers(utterances: pd.DataFrame, fold: Fold) -> None:
+    """Refuse a fold that tests on a speaker it trains on.
+
+    Raises:
+        FoldError: naming the speakers.
+    """
+    speaker = utterances.set_index("utterance_id")["speaker"]
+    _refuse_shared(
+        set(speaker.reindex(list(fold.train))), set(speaker.reindex(list(fold.test))), fold.number, fold.name
+    )
+
+
+def _refuse_shared(train: set[str], test: set[str], number: int, name: str) -> None:
+    if shared := sorted(train & test):
+        raise FoldError(
+            f"fold {number} ({name}): the speaker(s) {', '.join(shared)} would be in both test and training; "
+            "a speaker belongs to one session"
+        )
+
+
 def choose_folds(folds: Sequence[Fold], wanted: str | int) -> list[Fold]:
     """The folds that ``--fold`` means: ``all``, a number from 1, or a speaker (session, group) by name.
 
@@ -100,7 +120,7 @@ def choose_folds(folds: Sequence[Fold], wanted: str | int) -> list[Fold]:
         return list(folds)
     by_name = [fold for fold in folds if fold.name.lower() == text.lower()]
     # A number is the fold's number, unless a speaker is called just so and no fold has that number.
-    by_number = [fold for fold in folds if text.isdigit() and fold.number == int(text) and text == str(int(text))]
+    by_number = [fold for fold in folds if text == str(fold.number)]
     if not (by_number or by_name):
         valid = ", ".join(f"{fold.number} ({fold.name})" for fold in folds)
         raise FoldError(f"fold {text!r} is not known; expected all, or a number or name of: {valid}")
@@ -111,7 +131,7 @@ def speaker_order(utterances: pd.DataFrame) -> list[str]:
     """Speakers in the order of folds: natural order, but 1M before 1F where sessions pair a man and a woman."""
     speakers = sorted({str(name) for name in utterances["speaker"]}, key=natural_key)
     # IEMOCAP's order is the released code's: 1M, 1F, 2M, 2F, …
-    if all(name[:-1].isdigit() and name[-1] in "MF" for name in speakers):
+    if all(name[:-1].isdecimal() and name[-1] in "MF" for name in speakers):
         return sorted(speakers, key=lambda name: (int(name[:-1]), name[-1] == "F"))
     return speakers
 
@@ -152,12 +172,7 @@ def _fold(
     validation: pd.Series,
     test: pd.Series,
 ) -> Fold:
-    shared = set(table.loc[train, "speaker"]) & set(table.loc[test, "speaker"])
-    if shared:
-        raise FoldError(
-            f"fold {number} ({name}): the speaker(s) {', '.join(sorted(shared))} would be in both test and training; "
-            "a speaker belongs to one session"
-        )
+    _refuse_shared(set(table.loc[train, "speaker"]), set(table.loc[test, "speaker"]), number, name)
     for part, rows in (("training", train), ("validation", validation), ("test", test)):
         if not rows.any():
             raise FoldError(f"fold {number} ({name}): no utterance is left for {part}")

@@ -136,7 +136,12 @@ def make_manifest(
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
     """Write ``path`` (CSV) and its ``.json`` neighbour, each by rename so that a reader never sees half a file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() != ".csv":
+        raise ManifestError(f"{path}: expected a name that ends in .csv; the .json beside it remembers the root")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ManifestError(f"{path.parent}: could not be made ({error.strerror})") from error
     publish(path, csv_bytes(manifest.utterances))
     memory = {
         "corpus": manifest.corpus,

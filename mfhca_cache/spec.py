@@ -111,10 +111,14 @@ class EncoderSpec:
         """The feature's folder in a cache: ``hubert-base-ls960``, with ``@revision`` where one is pinned."""
         stem = self.name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
         stem = _folder_name(stem)
-        if not stem or stem == "spectrogram":
+        if not stem or stem in ("spectrogram", "clips"):
             raise MfhcaError(f"encoder {self.name!r} gives no usable folder name; rename its folder")
         # A pull request's revision, refs/pr/1, must not become folders of its own.
-        return f"{stem}@{_folder_name(self.revision[:12])}" if self.revision else stem
+        if self.revision is None:
+            return stem
+        # A commit is told apart by its first twelve digits; another name is kept whole.
+        commit = len(self.revision) == 40 and all(c in "0123456789abcdef" for c in self.revision)
+        return f"{stem}@{_folder_name(self.revision[:12] if commit else self.revision)}"
 
 
 def _folder_name(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,10 @@ from mfhca_cache.manifest import COLUMNS, Manifest, make_manifest
 from mfhca_cache.spec import EncoderSpec, ExtractSpec
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.wav import probe
+
+# A busy machine must not fail a property that holds.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 TINY = ExtractSpec(encoder=EncoderSpec("random-tiny"))
 

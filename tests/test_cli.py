@@ -145,6 +145,41 @@ def test_more_than_one_percent_rejected_ends_with_status_1_after_all_is_done(tmp
     assert (tmp_path / "c" / "spectrogram" / "session1-0000.json").exists()
 
 
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+    rows = ["path,speaker,label"]
+    for name, label in (("a[b]", "[/sad]"), ("c", "[red]")):
+        write_wav(tmp_path / f"{name}.wav", tone(0.3))
+        rows.append(f"{name}.wav,s1,{label}")
+    (tmp_path / "t.csv").write_text("\n".join([*rows, "[gone].wav,s2,x", ""]))
+    text = run("manifest", "table", tmp_path / "t.csv", "-o", tmp_path / "m.csv").output
+    assert "[/sad] 1" in text and "[red] 1" in text and "[gone].wav" in text
+
+
+def test_bad_values_end_in_a_message(tmp_path: Path, synthetic: Path, here: Path) -> None:
+    run("manifest", "synthetic", synthetic, "-o", tmp_path / "m.json", expect=2)
+    (tmp_path / "file").write_text("")
+    assert (
+        "could not be made" in run("manifest", "synthetic", synthetic, "-o", tmp_path / "file/m.csv", expect=1).output
+    )
+    for words in (
+        ("extract", "--encoder", "~nobody-here/x"),
+        ("extract", "--encoder", "random-tiny", "--device", "cuda:²"),
+        ("train", "--fold", "²"),
+        ("train", "--device", "cpu:"),
+        ("train", "--classes", tmp_path / "gone.json"),
+        ("train", "--name", "n" * 300),
+        ("report", tmp_path / ("n" * 300)),
+    ):
+        assert "Error: " in run(*words, expect=1).output
+
+
+def test_the_demo_touches_no_folder_of_others(tmp_path: Path) -> None:
+    precious = tmp_path / "corpus" / "precious.wav"
+    write_wav(precious, tone(0.1))
+    assert "choose another --folder" in run("demo", "--folder", tmp_path, expect=2).output
+    assert precious.exists()
+
+
 def test_without_a_manifest_the_usage_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "mfhca manifest CORPUS ROOT" in run("extract", expect=2).output

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pandas as pd
 import pytest
 import torch
 
-from mfhca_cache.errors import CacheError, CacheMismatchError, ManifestError
+from mfhca_cache.errors import CacheError, CacheMismatchError, ManifestError, MfhcaError
 from mfhca_cache.extraction.audio import load_audio
 from mfhca_cache.extraction.clips import cut_clips
-from mfhca_cache.extraction.encoder import load_encoder
+from mfhca_cache.extraction.encoder import Encoder, load_encoder
 from mfhca_cache.extraction.pipeline import extract
 from mfhca_cache.extraction.spectrogram import spectrograms
 from mfhca_cache.manifest import Manifest, write_manifest
@@ -167,6 +168,74 @@ def test_a_file_that_comes_back_is_taken_in(tmp_path: Path) -> None:
     assert open_cache(tmp_path / "c").verify() == []
 
 
+def test_a_broken_file_that_is_copied_again_is_taken_in(tmp_path: Path) -> None:
+    manifest = small_corpus(tmp_path / "w", sessions=1)
+    path = tmp_path / "w" / "Ses01_F000.wav"
+    whole = path.read_bytes()
+    for broken in (b"", whole[:100], whole[:-2]):
+        path.write_bytes(broken)
+        (lost,) = extract(manifest, tmp_path / "c", ALONE).rejected
+        assert (lost.path, lost.reason.split(":")[0]) == ("Ses01_F000", "changed")
+    path.write_bytes(whole)
+    assert extract(manifest, tmp_path / "c", ALONE).rejected == ()
+
+
+def test_a_file_that_comes_back_is_taken_in_with_an_encoder_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A complete feature of a hub's encoder is not loaded, unless a file has come back."""
+    loads: list[str] = []
+
+    def load(spec: EncoderSpec, device: str = "cpu") -> Encoder:
+        loads.append(spec.name)
+        encoder = load_encoder(EncoderSpec("random-tiny"))
+        encoder.source = {"name": spec.name, "revision": spec.revision, "commit": "c0ffee"}
+        return encoder
+
+    monkeypatch.setattr("mfhca_cache.extraction.pipeline.load_encoder", load)
+    spec = ExtractSpec(encoder=EncoderSpec("somebody/hubert"))
+    manifest = small_corpus(tmp_path / "w", sessions=1)
+    (tmp_path / "w" / "Ses01_F000.wav").rename(tmp_path / "away.wav")
+    assert len(extract(manifest, tmp_path / "c", spec, device="cpu").rejected) == 1
+    extract(manifest, tmp_path / "c", spec, device="cpu")
+    assert loads == ["somebody/hubert"]
+    (tmp_path / "away.wav").rename(tmp_path / "w" / "Ses01_F000.wav")
+    assert extract(manifest, tmp_path / "c", spec, device="cpu").rejected == ()
+    assert len(loads) == 2
+
+
+def test_a_command_that_failed_leaves_no_plan_behind(small_manifest: Manifest, tmp_path: Path) -> None:
+    padded = ExtractSpec(encoder=None, clip=ClipSpec(pad="features"))
+    with pytest.raises(CacheError, match="expected one of"):
+        extract(small_manifest, tmp_path / "c", padded, "session9")
+    with pytest.raises(MfhcaError):
+        extract(small_manifest, tmp_path / "c", ExtractSpec(encoder=EncoderSpec(str(tmp_path))), device="cpu")
+    assert not (tmp_path / "c").exists()
+    assert extract(small_manifest, tmp_path / "c", ALONE).ok == 24
+
+
+def test_shards_of_another_plan_are_never_taken_for_this_ones(tmp_path: Path) -> None:
+    extract(small_corpus(tmp_path / "w", sessions=1), tmp_path / "c", ALONE)
+    other = small_corpus(tmp_path / "v", sessions=1, seconds=(0.6, 1.3, 3.2, 1.1))
+    for name in ("cache.json", "utterances.csv"):
+        (tmp_path / "c" / name).unlink()
+    with pytest.raises(CacheError, match=r"cache\.json"):
+        extract(other, tmp_path / "c", ALONE)
+    extract(other, tmp_path / "d", ALONE)
+    for name in ("cache.json", "utterances.csv"):
+        shutil.copy(tmp_path / "d" / name, tmp_path / "c" / name)
+    with pytest.raises(CacheError, match="belongs to other settings or another plan"):
+        open_cache(tmp_path / "c").load("spectrogram")
+
+
+def test_labels_that_are_no_emotion_words_are_told_to_take_all_rows(tmp_path: Path) -> None:
+    write_wav(tmp_path / "w" / "a.wav", tone(0.5))
+    manifest = build_manifest(tmp_path / "w", [{"utterance_id": "a", "label": "fru"}])
+    with pytest.raises(ManifestError, match="--rows all"):
+        extract(manifest, tmp_path / "c", ALONE)
+    assert extract(manifest, tmp_path / "c", replace(ALONE, rows="all")).ok == 1
+
+
 def test_a_corpus_that_is_gone_is_no_silent_success(small_manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="--root DIR"):
         extract(small_manifest.with_root(tmp_path / "nowhere"), tmp_path / "c", ALONE)
@@ -226,7 +295,7 @@ def test_corrected_labels_reach_the_cache(tmp_path: Path) -> None:
 
 def test_a_feature_goes_on_with_the_engine_it_was_begun_with(small_manifest: Manifest, tmp_path: Path) -> None:
     extract(small_manifest, tmp_path / "c", TINY, "session1", device="cpu", batch=3)
-    extract(small_manifest, tmp_path / "c", TINY, device="cpu", batch=5)
+    extract(small_manifest, tmp_path / "c", TINY, "session2", device="cpu", batch=5)
     assert open_cache(tmp_path / "c").features["random-tiny"].engine["batch"] == 3
     path = tmp_path / "c" / "random-tiny" / "feature.json"
     value = json.loads(path.read_text())
@@ -234,6 +303,8 @@ def test_a_feature_goes_on_with_the_engine_it_was_begun_with(small_manifest: Man
     path.write_text(json.dumps(value))
     with pytest.raises(CacheMismatchError, match="begun on cuda"):
         extract(small_manifest, tmp_path / "c", TINY, device="cpu")
+    # What is complete needs no device: a laptop may ask.
+    assert extract(small_manifest, tmp_path / "c", TINY, "session1", device="cpu").new_shards == 0
 
 
 # Values

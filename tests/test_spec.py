@@ -80,7 +80,7 @@ def test_other_choices_are_refused() -> None:
     ("name", "revision", "feature"),
     [
         ("facebook/hubert-base-ls960", None, "hubert-base-ls960"),
-        ("facebook/hubert-base-ls960", "0123456789abcdef", "hubert-base-ls960@0123456789ab"),
+        ("facebook/hubert-base-ls960", "0123456789abcdef0123456789abcdef01234567", "hubert-base-ls960@0123456789ab"),
         ("/models/my model/", None, "my-model"),
         ("C:\\models\\mine", None, "mine"),
         ("org/.hidden", None, "hidden"),

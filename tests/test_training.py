@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mfhca_cache.errors import FoldError, LabelError, TrainingError
+from mfhca_cache.labels import FOUR_CLASSES
 from mfhca_cache.manifest import Manifest
 from mfhca_cache.reporting.summary import paper_figures, summarise, write_report
 from mfhca_cache.storage.cache import Cache, open_cache
@@ -64,7 +65,7 @@ def test_a_fold_gives_scores_predictions_curve_and_a_model(small_cache: Cache) -
     assert list(table["utterance_id"]) == [f"Ses02_F00{n}" for n in range(4)]
     assert list(table["clips"]) == [1, 1, 2, 1]
     assert list(table["label"]) == ["angry", "happy", "neutral", "sad"]
-    np.testing.assert_allclose(table[["p_angry", "p_happy", "p_neutral", "p_sad"]].sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(table[["p_angry", "p_happy", "p_neutral", "p_sad"]].sum(axis=1), 1, atol=1e-5)
     correct = (table["label"] == table["prediction"]).mean()
     assert record["scores"]["utterance"]["wa"] == pytest.approx(correct)
     assert record["scores"]["clip"]["count"] == 5
@@ -135,6 +136,9 @@ def test_test_selected_is_marked_wherever_it_is_stored(small_cache: Cache, tmp_p
     assert "optimistic" in summary.caveats[0]
     for path in write_report(summary):
         assert "optimistic" in path.read_text()
+    for name in ("predictions.csv", "curve.csv"):
+        assert "optimistic" in (tmp_path / "run" / "fold01" / name).read_text()
+    assert "optimistic" in str(load_checkpoint(tmp_path / "run" / "fold01" / "model.safetensors")[2])
     record = json.loads((tmp_path / "run" / "fold01" / "result.json").read_text())
     assert record["optimistic"] and "optimistic" in record["caveats"][0]
 
@@ -159,9 +163,32 @@ def test_a_run_goes_on_where_it_stopped(small_cache: Cache, tmp_path: Path) -> N
 
 def test_a_run_of_other_settings_is_refused(small_cache: Cache, tmp_path: Path) -> None:
     cross_validate(small_cache, ENCODER, fold=1, run=tmp_path / "run", device="cpu")
-    with pytest.raises(TrainingError, match=r"options\.seed: 0 → 7.*--name run-seed7") as caught:
+    with pytest.raises(TrainingError, match=r"(?s)options\.seed: 0 → 7.*--name run-seed7") as caught:
         cross_validate(small_cache, replace(ENCODER, seed=7), fold=2, run=tmp_path / "run", device="cpu")
     assert "never mixed" in str(caught.value)
+
+
+def test_corrected_speakers_make_another_run(small_cache_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_cache_folder, tmp_path / "c"))
+    cross_validate(open_cache(folder), ENCODER, fold=1, run=tmp_path / "run", device="cpu")
+    table = (folder / "utterances.csv").read_text()
+    (folder / "utterances.csv").write_text(table.replace("Ses01_F000.wav,1F", "Ses01_F000.wav,1M"))
+    with pytest.raises(TrainingError, match=r"(?s)other settings.*utterances:"):
+        cross_validate(open_cache(folder), ENCODER, fold=2, run=tmp_path / "run", device="cpu")
+
+
+def test_a_fold_whose_result_was_deleted_is_made_again(small_cache: Cache, tmp_path: Path) -> None:
+    options = replace(ENCODER, epochs=1)
+    cross_validate(small_cache, options, fold=1, run=tmp_path / "run", device="cpu")
+    (tmp_path / "run" / "fold01" / "result.json").unlink()
+    cross_validate(small_cache, options, fold=1, run=tmp_path / "run", device="cpu")
+    assert read_fold(tmp_path / "run" / "fold01").number == 1
+
+
+def test_a_fold_of_ones_own_may_not_leak(small_cache: Cache) -> None:
+    fold = prepare(small_cache, ENCODER, "cpu").folds[0]
+    with pytest.raises(FoldError, match="1M would be in both"):
+        train_fold(small_cache, replace(fold, train=fold.train + fold.test), ENCODER, device="cpu")
 
 
 def test_stored_folds_read_back_equal(small_cache: Cache, tmp_path: Path) -> None:
@@ -258,10 +285,15 @@ def test_a_summary_is_the_arithmetic_of_its_folds(small_cache: Cache, tmp_path: 
 
 def test_the_papers_figures_stand_only_beside_the_papers_corpus() -> None:
     both = {"spectrogram": "spectrogram", "encoder": "hubert-base-ls960"}
-    assert (paper_figures("iemocap", both) or ())[:2] == (74.24, 74.57)
-    assert paper_figures("emodb", both) is None
-    assert paper_figures("iemocap", {"spectrogram": "spectrogram", "encoder": "random-tiny"}) is None
-    assert (paper_figures("iemocap", {"spectrogram": "spectrogram"}) or ())[:2] == (62.21, 62.37)
+    assert (paper_figures("iemocap", both, FOUR_CLASSES) or ())[:2] == (74.24, 74.57)
+    assert paper_figures("emodb", both, FOUR_CLASSES) is None
+    assert paper_figures("iemocap", {"spectrogram": "spectrogram", "encoder": "random-tiny"}, FOUR_CLASSES) is None
+    assert (paper_figures("iemocap", {"spectrogram": "spectrogram"}, FOUR_CLASSES) or ())[:2] == (62.21, 62.37)
+
+
+def test_the_papers_figures_stand_not_beside_other_classes() -> None:
+    both = {"spectrogram": "spectrogram", "encoder": "hubert-base-ls960"}
+    assert paper_figures("iemocap", both, ["high", "low"]) is None
 
 
 def test_a_folder_without_a_run_is_said(tmp_path: Path) -> None:

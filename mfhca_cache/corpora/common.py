@@ -88,8 +88,8 @@ def _walk(folder: Path, root: Path, real_root: Path, rejected: list[Rejected]) -
     for entry in listed:
         path = Path(entry.path)
         is_audio = path.suffix.lower() in SUFFIXES
-        if entry.is_symlink() and (is_audio or entry.is_dir()):
-            if not path.exists():
+        if entry.is_symlink() and (is_audio or is_folder(path)):
+            if not os.path.exists(path):  # noqa: PTH110 (a link that loops is a broken one, and no error)
                 reason = "link: a broken symbolic link; fetch the file it stands for (git-annex: `git annex get`)"
                 rejected.append(Rejected(relative_path(root, path), reason))
                 continue
@@ -110,7 +110,10 @@ def is_folder(path: Path) -> bool:
 
 def leads_outside(root: Path, path: Path) -> bool:
     """Whether a path, with its symbolic links resolved, lies outside the root."""
-    return not path.resolve().is_relative_to(root.resolve())
+    try:
+        return not path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        return True  # A link that loops leads nowhere.
 
 
 def relative_path(root: Path, path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mfhca_cache.device import resolve_device
-from mfhca_cache.errors import CacheError, CacheMismatchError, ManifestError
+from mfhca_cache.errors import CacheError, CacheMismatchError, LabelError, ManifestError
 from mfhca_cache.extraction.work import begun_feature
 from mfhca_cache.manifest import Manifest, select_rows
 from mfhca_cache.spec import ExtractSpec, differences, settings
@@ -21,7 +21,7 @@ from mfhca_cache.storage.layout import (
     write_plan,
     write_utterances,
 )
-from mfhca_cache.storage.publish import lock
+from mfhca_cache.storage.publish import lock, remove_temporaries
 
 
 def corpus_root(manifest: Manifest) -> Path:
@@ -37,30 +37,64 @@ def corpus_root(manifest: Manifest) -> Path:
     return manifest.root
 
 
-def agreed_plan(folder: Path, manifest: Manifest, spec: ExtractSpec) -> tuple[Plan, list[str]]:
-    """The cache's plan, made from the manifest where there is none yet, and notes for a person.
+def wanted_plan(manifest: Manifest, spec: ExtractSpec) -> Plan:
+    """The plan of a manifest's rows.
 
     Raises:
-        ManifestError: no rows to extract, or the corpus is not there.
-        CacheMismatchError: the cache was planned for other clips, rows or audio.
+        ManifestError: none of them is to be extracted.
     """
-    rows = select_rows(manifest.utterances, spec.rows, manifest.corpus)
-    if rows.empty:
-        raise ManifestError(f"the manifest of {manifest.corpus} has no utterance of the four classes; try --rows all")
-    wanted = make_plan(manifest.corpus, rows, spec.clip, spec.rows)
-    # Reading needs no lock, so that a complete cache on a read-only disk can be asked for what it lacks.
-    if (folder / "cache.json").exists():
-        return _checked_plan(folder, wanted)
-    corpus_root(manifest)
+    try:
+        rows = select_rows(manifest.utterances, spec.rows, manifest.corpus)
+    except LabelError as error:
+        raise ManifestError(
+            f"no utterance of the manifest belongs to the four classes; use --rows all ({error})"
+        ) from None
+    return make_plan(manifest.corpus, rows, spec.clip, spec.rows)
+
+
+def check_plan(folder: Path, wanted: Plan) -> None:
+    """Check that a cache, if it is begun, was planned for the same clips, rows and audio. Nothing is changed.
+
+    Raises:
+        CacheMismatchError: it was not; what differs is listed.
+    """
+    if not any(folder.glob("*/feature.json")):
+        return
+    have = read_plan(folder)
+    before = {"corpus": have.corpus, "clip": settings(have.clip), "rows": have.rows}
+    changed = differences(before, {"corpus": wanted.corpus, "clip": settings(wanted.clip), "rows": wanted.rows})
+    if not changed and have.identity() != wanted.identity():
+        changed = _changed_utterances(have, wanted)
+    if changed:
+        raise CacheMismatchError(
+            f"{folder} was begun with other settings or audio; nothing was changed.\n  "
+            + "\n  ".join(changed)
+            + "\nUse the old ones, or begin another cache with --cache DIR."
+        )
+
+
+def keep_plan(folder: Path, wanted: Plan) -> list[str]:
+    """Write the plan of a cache that has none, or its rows where labels and the like were corrected; notes on that.
+
+    Raises:
+        CacheMismatchError: another run has begun the cache otherwise meanwhile.
+        CacheError: the folder cannot be made or written.
+    """
+    if (folder / "cache.json").exists() and read_plan(folder).utterances.equals(wanted.utterances):
+        return []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CacheError(f"{folder}: could not be made ({error.strerror})") from error
     with lock(folder, "plan"):
-        if (folder / "cache.json").exists():
-            return _checked_plan(folder, wanted)
+        for name in ("cache.json", "utterances.csv"):
+            remove_temporaries(folder, name)
+        check_plan(folder, wanted)
+        if any(folder.glob("*/feature.json")):
+            write_utterances(folder, wanted)
+            return ["labels or other descriptions have changed in the manifest; the cache now has the new ones"]
         write_plan(folder, wanted)
-    return wanted, []
+    return []
 
 
 def agreed_feature(folder: Path, wanted: FeatureInfo) -> FeatureInfo:
@@ -88,51 +122,35 @@ def begin_feature(folder: Path, wanted: FeatureInfo) -> FeatureInfo:
     """Write a new feature's feature.json, and make its folder; one that another run has begun meanwhile is agreed with.
 
     Raises:
-        CacheMismatchError: that other run has other settings or weights.
+        CacheMismatchError: that other run has other settings, weights or another device.
     """
     with lock(folder, f"{wanted.name}.feature"):
+        remove_temporaries(folder / wanted.name, "feature.json")
         if begun_feature(folder, wanted.name) is None:
             write_feature(folder, wanted)
-    return agreed_feature(folder, wanted)
+    begun = agreed_feature(folder, wanted)
+    agreed_device(folder, wanted.name, str(wanted.engine["device"]))
+    return begun
 
 
 def agreed_device(folder: Path, feature: str, device: str) -> str:
     """Where a feature is computed: where it was begun, or ``device`` if it is new.
 
     Raises:
-        CacheMismatchError: it was begun on another kind of device, or on one that is not here.
+        CacheMismatchError: it was begun on another device, or on one that is not here.
     """
     begun = begun_feature(folder, feature)
     if begun is None:
         return resolve_device(device)
-    kind = str(begun.engine["device"])
-    asked = kind if device == "auto" else resolve_device(device).split(":")[0]
-    if asked == kind and (kind != "cuda" or torch.cuda.is_available()):
-        return kind
+    there = str(begun.engine["device"])
+    here = there if device == "auto" else resolve_device(device)
+    if here == there and (there != "cuda" or torch.cuda.is_available()):
+        return there
     raise CacheMismatchError(
-        f"{folder / feature} was begun on {kind}, and goes on there so that its numbers stay of one kind; got "
+        f"{folder / feature} was begun on {there}, and goes on there so that its numbers stay of one kind; got "
         f"{device if device != 'auto' else 'a computer without it'}. "
-        f"Go on with --device {kind}, or begin another cache with --cache DIR."
+        f"Go on with --device {there}, or begin another cache with --cache DIR."
     )
-
-
-def _checked_plan(folder: Path, wanted: Plan) -> tuple[Plan, list[str]]:
-    have = read_plan(folder)
-    before = {"corpus": have.corpus, "clip": settings(have.clip), "rows": have.rows}
-    changed = differences(before, {"corpus": wanted.corpus, "clip": settings(wanted.clip), "rows": wanted.rows})
-    if not changed and have.identity() != wanted.identity():
-        changed = _changed_utterances(have, wanted)
-    if changed:
-        raise CacheMismatchError(
-            f"{folder} was begun with other settings or audio; nothing was changed.\n  "
-            + "\n  ".join(changed)
-            + "\nUse the old ones, or begin another cache with --cache DIR."
-        )
-    if have.utterances.equals(wanted.utterances):
-        return have, []
-    with lock(folder, "plan"):
-        write_utterances(folder, wanted)
-    return wanted, ["labels or other descriptions have changed in the manifest; the cache now has the new ones"]
 
 
 def _changed_utterances(have: Plan, wanted: Plan) -> list[str]:

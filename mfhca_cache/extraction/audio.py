@@ -6,6 +6,7 @@ the mean keeps whichever channel holds the voice. What is silent after that (als
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,8 @@ def load_audio(path: Path, sha256: str | None = None) -> np.ndarray:
         AudioError: with ``reason`` missing, changed, unreadable, truncated, not-finite, amplitude, silence,
             too-short, too-long, or what `mfhca_cache.wav.probe` finds in the header.
     """
-    data = read_bytes(path)
+    data = read_bytes(path) if sha256 is None else _expected_bytes(path, sha256)
     info = probe_bytes(data)
-    if sha256 is not None and info.sha256 != sha256:
-        raise AudioError("changed", "the file is not the one in the manifest (its SHA-256 differs)")
     mono = to_mono(_decode(data, info.frames))
     samples = resample(mono, info.sample_rate)
     if len(samples) < MIN_SAMPLES:
@@ -45,6 +44,18 @@ def load_audio(path: Path, sha256: str | None = None) -> np.ndarray:
             "too-short", f"got {1000 * len(samples) / SAMPLE_RATE:.0f} ms; an encoder frame needs 25 ms of audio"
         )
     return samples
+
+
+def _expected_bytes(path: Path, sha256: str) -> bytes:
+    """The bytes that the manifest describes. Others, broken or not, may be put right: they are `changed`."""
+    try:
+        data = read_bytes(path)
+    except AudioError as error:
+        reason = "missing" if error.reason == "missing" else "changed"
+        raise AudioError(reason, str(error)) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise AudioError("changed", "the file is not the one in the manifest (its SHA-256 differs)")
+    return data
 
 
 def to_mono(channels: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -92,16 +93,40 @@ def publish_features(
 ) -> int:
     """Compute and publish the task's shards; bytes written. ``tell(stage, clips done)`` follows the work."""
     written = 0
-    for info, shard in task.shards:
-        if info.kind == "spectrogram":
-            data, valid = spectrogram_data(info, spectrogram, clips)
-        elif encoder is None:
-            raise EncoderError(f"{info.name}: its encoder was not loaded")
-        else:
-            data, valid = encoder_data(info, encoder, clips, pad, lambda done, name=info.name: tell(name, done))  # type: ignore[misc]
+    for number, (info, shard) in enumerate(task.shards, start=1):
+        with _threads(info.engine["threads"]):
+            data, valid = _compute(info, clips, spectrogram, pad, encoder, tell)
+        tell("writing", len(clips.numbers) if number == len(task.shards) else 0)
         written += _publish(folder, info, shard, data, valid, clips)
-        tell("writing", len(clips.numbers))
     return written
+
+
+def _compute(
+    info: FeatureInfo,
+    clips: DecodedClips,
+    spectrogram: SpectrogramSpec,
+    pad: str,
+    encoder: Encoder | None,
+    tell: Callable[[str, int], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """A feature of the clips as stored, and their valid frames."""
+    if info.kind == "spectrogram":
+        tell(info.name, 0)
+        return spectrogram_data(info, spectrogram, clips)
+    if encoder is None:
+        raise EncoderError(f"{info.name}: its encoder was not loaded")
+    return encoder_data(info, encoder, clips, pad, lambda done: tell(info.name, done))
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with the number of threads that the feature was begun with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def spectrogram_data(info: FeatureInfo, spec: SpectrogramSpec, clips: DecodedClips) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import io
 import logging
 import pickle
 import socket
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,11 @@ from mfhca_cache.spec import SAMPLE_RATE, EncoderSpec
 RANDOM_TINY = "random-tiny"
 #: Only used for masked training, so some checkpoints lack it.
 _MAY_BE_MISSING = ("masked_spec_embed",)
+#: What changes an encoder's numbers while its weights stay the same.
+_ARCHITECTURE = (
+    "model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "do_stable_layer_norm", "feat_extract_norm",
+    "feat_extract_activation", "conv_stride", "conv_kernel", "num_conv_pos_embedding_groups",
+)  # fmt: skip
 
 
 class Encoder:
@@ -37,6 +43,7 @@ class Encoder:
     Attributes:
         width: size of the final hidden layer.
         weights_sha256: of the weights, whatever the file that they came in.
+        architecture: what of the configuration decides the numbers beside the weights.
         normalise: whether the checkpoint's feature extractor standardises each clip.
         source: name, revision asked for, commit that the hub resolved, architecture.
         random_weights: the weights were never trained.
@@ -47,6 +54,8 @@ class Encoder:
         self._feature_extractor = feature_extractor
         self.width = int(model.config.hidden_size)
         self.weights_sha256 = weights_sha256(model.state_dict())
+        config = model.config.to_dict()
+        self.architecture = {key: config[key] for key in _ARCHITECTURE if key in config}
         self.normalise = bool(getattr(feature_extractor, "do_normalize", False))
         self.source = source
         self.random_weights = random_weights
@@ -83,15 +92,19 @@ def load_encoder(spec: EncoderSpec, device: str = "cpu") -> Encoder:
         model, feature_extractor = _random_tiny()
         note = "small random weights, seed 0; its features mean nothing"
         return Encoder(_frozen(model, device), feature_extractor, {"name": RANDOM_TINY, "note": note}, True)
-    folder = Path(spec.name).expanduser()
-    if folder.is_dir():
-        if spec.revision:
-            raise EncoderError(f"{folder} is a local folder, which has no revisions; leave --revision out")
-        place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
-    else:
-        place = {"pretrained_model_name_or_path": spec.name, "revision": spec.revision or "main"}
-        place["local_files_only"] = _is_local(place) or not _hub_answers()
-    model, feature_extractor = _load(spec, place)
+    folder = local_folder(spec.name)
+    if folder and spec.revision:
+        raise EncoderError(f"{folder} is a local folder, which has no revisions; leave --revision out")
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder or spec.name), "local_files_only": True}
+    if not folder:
+        place["revision"] = spec.revision or "main"
+    try:
+        model, feature_extractor = _load(spec, place)
+    except EncoderError:
+        # What is not whole on this computer is fetched, if there is a hub to ask.
+        if folder or not _hub_answers():
+            raise
+        model, feature_extractor = _load(spec, {**place, "local_files_only": False})
     source = {
         "name": spec.name,
         "revision": spec.revision,
@@ -171,7 +184,8 @@ def _load(spec: EncoderSpec, place: dict[str, Any]) -> tuple[Any, Any]:
             f"encoder {spec.name!r}: its checkpoint lacks {len(wrong)} weights of {type(model).__name__}, the first "
             f"being {wrong[0]}; they would be random. Name a checkpoint that holds the whole encoder"
         )
-    if not hasattr(model, "_get_feat_extract_output_lengths"):
+    inputs = getattr(feature_extractor, "model_input_names", ["input_values"])
+    if not hasattr(model, "_get_feat_extract_output_lengths") or inputs[0] != "input_values":
         raise EncoderError(
             f"encoder {spec.name!r} is a {model.config.model_type}; expected a model that takes the waveform, "
             "such as HuBERT, wav2vec 2.0 or WavLM"
@@ -184,11 +198,11 @@ def _load(spec: EncoderSpec, place: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _load_failure(spec: EncoderSpec, place: dict[str, Any], error: Exception) -> str:
-    folder = Path(spec.name).expanduser()
+    folder = local_folder(spec.name)
     if isinstance(error, pickle.UnpicklingError):
         return f"encoder {spec.name!r}: its .bin holds more than weights and was not read; convert it to safetensors"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if folder.is_dir():
+    if folder:
         absent = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
         if absent:
             return (
@@ -207,27 +221,28 @@ def _load_failure(spec: EncoderSpec, place: dict[str, Any], error: Exception) ->
     return f"encoder {spec.name!r}: the hub gave no such encoder ({first}); check the name and --revision"
 
 
-def _is_local(place: dict[str, Any]) -> bool:
-    """Whether the hub's files are already on this computer; then the network is not asked."""
-    from transformers import AutoConfig
-
+def local_folder(name: str) -> Path | None:
+    """The folder that an encoder's name means, or None where it is a name on the hub."""
     try:
-        with quiet_transformers():
-            AutoConfig.from_pretrained(**{**place, "local_files_only": True}, trust_remote_code=False)
-    except (OSError, ValueError):
-        return False
-    return True
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _hub_answers() -> bool:
     """Whether the hub's name resolves; asked first, because the hub's client retries for half a minute."""
     from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if "https" in urllib.request.getproxies():
+        return True  # A proxy resolves the name for us.
     try:
         socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
     except OSError:
         return False
-    return not constants.HF_HUB_OFFLINE
+    return True
 
 
 @contextlib.contextmanager

@@ -13,12 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
-from mfhca_cache.extraction.agree import agreed_device, agreed_feature, agreed_plan, begin_feature, corpus_root
+from mfhca_cache.extraction.agree import (
+    agreed_device,
+    agreed_feature,
+    begin_feature,
+    check_plan,
+    corpus_root,
+    keep_plan,
+    wanted_plan,
+)
 from mfhca_cache.extraction.build import decode_clips, publish_features
-from mfhca_cache.extraction.encoder import RANDOM_TINY, Encoder, load_encoder
+from mfhca_cache.extraction.encoder import RANDOM_TINY, Encoder, load_encoder, local_folder
 from mfhca_cache.extraction.work import (
     SPECTROGRAM,
     Task,
@@ -26,6 +33,7 @@ from mfhca_cache.extraction.work import (
     encoder_feature,
     find_tasks,
     is_done,
+    is_source,
     mended,
     new_engine,
     spectrogram_feature,
@@ -104,16 +112,20 @@ def extract(
     started = time.monotonic()
     spec = spec or ExtractSpec()
     folder = Path(cache_dir)
-    plan, notes = agreed_plan(folder, manifest, spec)
+    plan = wanted_plan(manifest, spec)
+    check_plan(folder, plan)
     splits = plan.chosen(split)
-    features, encoder = _agreed_features(folder, spec, splits, device, batch, progress)
+    features, encoder = _agreed_features(folder, manifest.root, plan, spec, splits, device, batch, progress)
     retry = mended(folder, plan, features, manifest.root)
-    tasks = find_tasks(folder, features, splits, retry)
     run = _Run(folder, plan, spec, encoder, retry, progress, total=sum(s.stop - s.first for s in splits))
+    # Nothing is written before everything that can be asked for wrongly has been agreed on.
+    tasks = find_tasks(folder, plan, features, splits, retry)
     if tasks:
         run.root = corpus_root(manifest)
+    notes = keep_plan(folder, plan)
+    if tasks:
         features = [begin_feature(folder, info) for info in features]
-        run.work(find_tasks(folder, features, splits, retry))
+        run.work(find_tasks(folder, plan, features, splits, retry))
     return _report(run, features, splits, time.monotonic() - started, notes)
 
 
@@ -140,15 +152,14 @@ class _Run:
         if not tasks:
             return
         self.done = self.resumed = self.total - sum(task.stop - task.first for task in tasks)
-        with _threads(tasks[0].shards[0][0].engine["threads"]):
-            for patient in (False, True):
-                tasks = [left for task in tasks if (left := self._build(task, patient)) is not None]
+        for patient in (False, True):
+            tasks = [left for task in tasks if (left := self._build(task, patient)) is not None]
 
     def _build(self, task: Task, patient: bool) -> Task | None:
         """Build what no other run holds of a task; what is left of it, or None."""
         with _taken(self.folder, task, patient) as taken:
             # Another run may have published some of them between the search and the lock.
-            todo = tuple(item for item in taken if not is_done(self.folder, *item, self.retry))
+            todo = tuple(item for item in taken if not is_done(self.folder, self.plan, *item, self.retry))
             if todo:
                 self._publish(Task(task.first, task.stop, todo))
             held = tuple(item for item in task.shards if item not in taken)
@@ -180,6 +191,8 @@ class _Run:
 
 def _agreed_features(
     folder: Path,
+    root: Path | None,
+    plan: Plan,
     spec: ExtractSpec,
     splits: tuple[Split, ...],
     device: str,
@@ -187,20 +200,27 @@ def _agreed_features(
     progress: ProgressCallback,
 ) -> tuple[list[FeatureInfo], Encoder | None]:
     """The features asked for, as they were or will be begun, and the encoder unless it has nothing to do."""
-    engine = new_engine(agreed_device(folder, SPECTROGRAM, device), batch)
+
+    def whole(name: str) -> FeatureInfo | None:
+        """The feature if it was begun and lacks nothing: then neither its device nor its encoder is needed."""
+        begun = begun_feature(folder, name)
+        if begun and not find_tasks(folder, plan, [begun], splits, mended(folder, plan, [begun], root)):
+            return begun
+        return None
+
+    done = whole(SPECTROGRAM)
+    engine = done.engine if done else new_engine(agreed_device(folder, SPECTROGRAM, device), batch)
     features = [agreed_feature(folder, spectrogram_feature(spec, engine))]
     if spec.encoder is None:
         return features, None
-    name = spec.encoder.feature
-    engine = new_engine(agreed_device(folder, name, device), batch)
-    begun = begun_feature(folder, name)
-    # A hub's checkpoint does not change under its commit: a complete feature needs no encoder to be called complete.
-    from_hub = spec.encoder.name != RANDOM_TINY and not Path(spec.encoder.name).expanduser().is_dir()
-    same = begun is not None and begun.source.get("name") == spec.encoder.name
-    if begun and from_hub and same and not find_tasks(folder, [begun], splits, set()):
-        return [*features, begun], None
+    done = whole(spec.encoder.feature)
+    # A hub's checkpoint does not change under its commit. A folder's may, so its weights are looked at every time.
+    from_hub = spec.encoder.name != RANDOM_TINY and not local_folder(spec.encoder.name)
+    if done and from_hub and is_source(done, spec.encoder):
+        return [*features, done], None
+    engine = done.engine if done else new_engine(agreed_device(folder, spec.encoder.feature, device), batch)
     progress(Progress(f"loading {spec.encoder.name}", 0, 0, "clips"))
-    encoder = load_encoder(spec.encoder, engine["device"])
+    encoder = load_encoder(spec.encoder, "cpu" if done else engine["device"])
     features.append(agreed_feature(folder, encoder_feature(spec, encoder, engine)))
     return features, encoder
 
@@ -225,26 +245,16 @@ def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[Featu
             guard.release()
 
 
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with the number of threads that the feature was begun with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _report(
     run: _Run, features: list[FeatureInfo], splits: tuple[Split, ...], seconds: float, notes: list[str]
 ) -> ExtractReport:
     cache = open_cache(run.folder)
     names = tuple(info.name for info in features)
     table = run.plan.utterances
-    asked = table[table["split"].isin([split.name for split in splits])]
+    asked_splits = [split.name for split in splits]
+    asked = table[table["split"].isin(asked_splits)]
     begun = all(name in cache.features for name in names)
-    there = set(cache.available(names)) if begun else set()
+    there = set(cache.available(names, asked_splits)) if begun else set()
     reasons = cache.rejected(names) if begun else {}
     unread = "missing: none of its shard's files can be read"
     return ExtractReport(

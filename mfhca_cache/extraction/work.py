@@ -17,7 +17,7 @@ from mfhca_cache.errors import AudioError, CacheError
 from mfhca_cache.extraction.encoder import Encoder
 from mfhca_cache.extraction.spectrogram import clip_shape
 from mfhca_cache.manifest import Rejected
-from mfhca_cache.spec import ExtractSpec, settings
+from mfhca_cache.spec import EncoderSpec, ExtractSpec, settings
 from mfhca_cache.storage.cache import shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Split, clips_per_shard, read_feature
 from mfhca_cache.storage.shard import Receipt, open_shard
@@ -40,10 +40,9 @@ class Task:
 
 def new_engine(device: str, batch: int | None) -> dict[str, Any]:
     """The engine of a feature that is begun now on ``cpu`` or ``cuda``."""
-    kind = device.split(":")[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    batch = batch or _BATCH[kind]
-    return {"name": "torch", "device": kind, "precision": "float32", "threads": cores, "batch": batch}
+    batch = batch or _BATCH[device]
+    return {"name": "torch", "device": device, "precision": "float32", "threads": cores, "batch": batch}
 
 
 def spectrogram_feature(spec: ExtractSpec, engine: dict[str, Any]) -> FeatureInfo:
@@ -60,6 +59,7 @@ def encoder_feature(spec: ExtractSpec, encoder: Encoder, engine: dict[str, Any])
     values = {
         "layer": "last",
         "normalise": encoder.normalise,
+        "architecture": encoder.architecture,
         "weights_sha256": encoder.weights_sha256,
         "clip": settings(spec.clip),
         "dtype": spec.dtype,
@@ -83,12 +83,19 @@ def _feature(
     return FeatureInfo(**{**vars(info), "clips_per_shard": clips_per_shard(info.clip_bytes)})
 
 
+def is_source(info: FeatureInfo, encoder: EncoderSpec) -> bool:
+    """Whether a feature was made by the encoder of this name and revision."""
+    return (info.source.get("name"), info.source.get("revision")) == (encoder.name, encoder.revision)
+
+
 def begun_feature(folder: Path, name: str) -> FeatureInfo | None:
     """The feature as it was begun in this cache, or None."""
     return read_feature(folder, name) if (folder / name / "feature.json").exists() else None
 
 
-def find_tasks(folder: Path, features: Sequence[FeatureInfo], splits: Sequence[Split], retry: set[str]) -> list[Task]:
+def find_tasks(
+    folder: Path, plan: Plan, features: Sequence[FeatureInfo], splits: Sequence[Split], retry: set[str]
+) -> list[Task]:
     """The runs of clips that a feature lacks, in the plan's order.
 
     Args:
@@ -98,14 +105,14 @@ def find_tasks(folder: Path, features: Sequence[FeatureInfo], splits: Sequence[S
     for split in splits:
         for info in features:
             for shard in info.shards(split):
-                if not is_done(folder, info, shard, retry):
+                if not is_done(folder, plan, info, shard, retry):
                     lacking.setdefault((shard.first, shard.stop), []).append((info, shard))
     return [Task(first, stop, tuple(lacking[first, stop])) for first, stop in sorted(lacking)]
 
 
-def is_done(folder: Path, info: FeatureInfo, shard: ShardRange, retry: set[str]) -> bool:
+def is_done(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange, retry: set[str]) -> bool:
     """Whether a shard is committed and whole, and holds no rejection that is to be tried again."""
-    receipt = _committed(folder, info, shard)
+    receipt = _committed(folder, plan, info, shard)
     return receipt is not None and not any(item.path in retry for item in receipt.rejected)
 
 
@@ -118,7 +125,7 @@ def mended(folder: Path, plan: Plan, features: Sequence[FeatureInfo], root: Path
     for info in features:
         for split in plan.splits if begun_feature(folder, info.name) else ():
             for shard in info.shards(split):
-                receipt = _committed(folder, info, shard)
+                receipt = _committed(folder, plan, info, shard)
                 lost |= {item.path for item in receipt.rejected if _may_return(item)} if receipt else set()
     found = set()
     for name in lost & set(table.index):
@@ -132,10 +139,10 @@ def _may_return(item: Rejected) -> bool:
     return item.reason.split(":")[0] in RETRY_REASONS
 
 
-def _committed(folder: Path, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
+def _committed(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
     """The receipt of a shard that is whole; None where it is missing, or was torn when its writer died."""
     try:
-        receipt = shard_receipt(folder, info, shard)
+        receipt = shard_receipt(folder, plan, info, shard)
         if receipt is not None:
             open_shard(folder / info.name / f"{shard.name}.h5", receipt)
     except CacheError:

@@ -6,6 +6,7 @@ Pooled scores are those of all test utterances (or clips) of all folds taken as 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mfhca_cache.errors import TrainingError
+from mfhca_cache.labels import FOUR_CLASSES
 from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.result import read_record
@@ -24,9 +26,9 @@ SETTINGS = ("corpus", "model", "features", "protocol", "preset", "seed", "parame
 #: The paper's Table II on IEMOCAP in percent: inputs → (WA, UA, its row). The encoder must be of the family named.
 PAPER = {
     ("spectrogram", None): (62.21, 62.37, "Table II: Spec with MF"),
-    ("encoder", "hubert"): (69.99, 70.57, "Table II: Hubert"),
-    ("spectrogram+encoder", "hubert"): (74.24, 74.57, "Table II: Spec + Hubert with MF and HCA"),
-    ("spectrogram+encoder", "wav2vec2"): (72.00, 73.44, "Table II: Spec + W2V2 with MF and HCA"),
+    ("encoder", "hubert-base"): (69.99, 70.57, "Table II: Hubert"),
+    ("spectrogram+encoder", "hubert-base"): (74.24, 74.57, "Table II: Spec + Hubert with MF and HCA"),
+    ("spectrogram+encoder", "wav2vec2-base"): (72.00, 73.44, "Table II: Spec + W2V2 with MF and HCA"),
 }
 PAPER_CAVEAT = (
     "The paper freezes the encoder and does not say how the epoch was chosen; "
@@ -98,7 +100,8 @@ def summarise(run: str | Path) -> RunSummary:
     if not (run / "run.json").exists():
         raise TrainingError(f"{run}: no run here (run.json is missing); `mfhca train` makes one")
     identity = read_json(run / "run.json")
-    records = [read_record(folder) for folder in sorted(run.glob("fold*")) if (folder / "result.json").exists()]
+    folders = [path for path in run.glob("fold*") if path.name[4:].isdecimal() and (path / "result.json").exists()]
+    records = sorted((read_record(folder) for folder in folders), key=lambda record: int(record["fold"]))
     if not records:
         raise TrainingError(f"{run}: no fold is trained yet; `mfhca train --fold all` trains them")
     folds = pd.DataFrame([_row(record) for record in records])
@@ -116,7 +119,7 @@ def summarise(run: str | Path) -> RunSummary:
         pooled={key: value for level in LEVELS for key, value in _pooled(level, confusion[level]).items()},
         confusion=confusion,
         caveats=list(dict.fromkeys(line for record in records for line in record["caveats"])),
-        paper=paper_figures(first["corpus"], first["features"]),
+        paper=paper_figures(first["corpus"], first["features"], first["classes"]),
     )
 
 
@@ -128,9 +131,9 @@ def write_report(summary: RunSummary) -> tuple[Path, Path]:
     return paths
 
 
-def paper_figures(corpus: str, features: dict[str, str]) -> tuple[float, float, str] | None:
-    """The paper's WA and UA for these inputs, only where the corpus is the paper's."""
-    if corpus != "iemocap":
+def paper_figures(corpus: str, features: dict[str, str], classes: Sequence[str]) -> tuple[float, float, str] | None:
+    """The paper's WA and UA for these inputs, only where the corpus and the classes are the paper's."""
+    if corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
         return None
     encoder = features.get("encoder", "")
     return next(

@@ -101,14 +101,20 @@ class Cache:
                     found |= {item.path: item.reason for item in receipt.rejected}
         return found
 
-    def available(self, features: Sequence[str]) -> list[str]:
-        """Ids of the utterances all of whose clips are there in every one of the features, in the plan's order."""
+    def available(self, features: Sequence[str], splits: Sequence[str] | None = None) -> list[str]:
+        """Ids of the utterances all of whose clips are there in every one of the features, in the plan's order.
+
+        Args:
+            splits: look at these splits alone; None for all.
+        """
         whole = np.ones(len(self.plan.utterances), dtype=bool)
         first = self.plan.utterances["first_clip"].to_numpy()
         clips = self.plan.utterances["clips"].to_numpy()
         for name in features:
             stored = np.zeros(self.plan.clips + 1, dtype=np.int64)
             for shard in self._shards(self.feature(name)):
+                if splits is not None and shard.split not in splits:
+                    continue
                 if self._receipt(self.features[name], shard) is not None:
                     stored[self._open(name, shard).shard.clip + 1] = 1
             total = np.cumsum(stored)
@@ -163,7 +169,10 @@ class Cache:
                     continue
                 open_shard(path, receipt)
                 if file_sha256(path) != receipt.sha256:
-                    faults.append(f"{path}: its bytes changed (the SHA-256 differs); extract this shard again")
+                    faults.append(
+                        f"{path}: its bytes changed (the SHA-256 differs); delete {shard.name}.json beside it and run "
+                        f"`mfhca extract --split {shard.split}`"
+                    )
             except CacheError as error:
                 faults.append(str(error))
         return faults
@@ -175,7 +184,7 @@ class Cache:
         return self.path / info.name / f"{shard.name}.h5"
 
     def _receipt(self, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
-        return shard_receipt(self.path, info, shard)
+        return shard_receipt(self.path, self.plan, info, shard)
 
     def _open(self, feature: str, shard: ShardRange) -> _OpenShard:
         key = (feature, shard.name)
@@ -260,18 +269,22 @@ def _copy_checked(opened: _OpenShard, rows: np.ndarray, out: np.ndarray, places:
     return bad
 
 
-def shard_receipt(folder: Path, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
+def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
     """A shard's receipt, or None where there is none.
 
     Raises:
-        CacheError: the receipt is damaged, or is of other settings or another run of clips.
+        CacheError: the receipt is damaged, or is of other settings, another run of clips, or other audio than planned.
     """
     path = folder / info.name / f"{shard.name}.json"
     if not path.exists():
         return None
     receipt = read_receipt(path)
-    stated = (receipt.fingerprint, receipt.first, receipt.stop, receipt.shape[1:], receipt.dtype)
-    if stated != (info.fingerprint, shard.first, shard.stop, info.shape, info.dtype):
+    stated = (receipt.shard, receipt.fingerprint, receipt.first, receipt.stop, receipt.shape[1:], receipt.dtype)
+    audio = plan.audio(shard.first, shard.stop)
+    rejected = {item.path for item in receipt.rejected}
+    expected = {name: digest for name, digest in audio.items() if name not in rejected}
+    wanted = (shard.name, info.fingerprint, shard.first, shard.stop, info.shape, info.dtype)
+    if stated != wanted or receipt.audio != expected or not rejected <= set(audio):
         raise CacheError(f"{path}: belongs to other settings or another plan; delete it and extract this shard again")
     return receipt
 

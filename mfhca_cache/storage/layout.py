@@ -84,6 +84,13 @@ class Plan:
             raise CacheError(f"split {split!r} is not in {self.corpus}; expected one of: {valid}")
         return found
 
+    def audio(self, first: int, stop: int) -> dict[str, str]:
+        """utterance_id → SHA-256 of the audio, of the utterances that the clips ``first`` to ``stop`` belong to."""
+        table = self.utterances
+        begin, end = np.searchsorted(table["first_clip"], [first, stop - 1], side="right")
+        part = table.iloc[begin - 1 : end]
+        return dict(zip(part["utterance_id"], part["sha256"], strict=True))
+
     def identity(self) -> str:
         """Fingerprint of what the clips are cut from: ids, sessions, lengths and audio digests, in order."""
         return fingerprint([[str(value) for value in row] for row in self.utterances[list(IDENTITY)].to_numpy()])
@@ -192,7 +199,7 @@ def read_plan(folder: Path) -> Plan:
     """
     path = folder / "cache.json"
     if not path.exists():
-        raise CacheError(f"{folder}: no cache here (cache.json is missing); `mfhca extract` makes one")
+        raise CacheError(f"{folder}: no cache here (cache.json is missing); `mfhca extract` makes one in a new folder")
     value = read_json(path)
     try:
         check_format(value["format"], path)

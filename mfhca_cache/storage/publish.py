@@ -34,7 +34,7 @@ def publish(path: Path, data: bytes | memoryview) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CacheError(
-            f"{path}: could not be written ({error.strerror or error}); nothing was changed. "
+            f"{path}: could not be written ({error.strerror or error}); no half file is left. "
             "Check free space and permissions, then run the same command again"
         ) from error
     except BaseException:
@@ -59,6 +59,7 @@ def sync_folder(folder: Path) -> None:
 
 def remove_temporaries(folder: Path, name: str) -> None:
     """Remove what killed writers of ``name`` left. Only for who holds the lock of ``name``."""
+    # A hidden file of this name and nothing else: shard session1-0000.h5 is not session1-0000.h5x.
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 

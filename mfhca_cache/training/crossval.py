@@ -8,7 +8,7 @@ from typing import Any
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import choose_folds
 from mfhca_cache.progress import Progress, ProgressCallback, silent
-from mfhca_cache.spec import differences, settings
+from mfhca_cache.spec import differences, fingerprint, settings
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.publish import publish_json
 from mfhca_cache.storage.shard import read_json
@@ -16,6 +16,9 @@ from mfhca_cache.training.job import Job, load_job_data, prepare
 from mfhca_cache.training.options import TrainOptions
 from mfhca_cache.training.result import FoldResult, fold_folder, read_fold, write_fold
 from mfhca_cache.training.trainer import train_fold
+
+#: What folds and labels are made from. A corrected label or speaker makes another run.
+_USED_COLUMNS = ("utterance_id", "speaker", "session", "class")
 
 
 def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str]) -> str:
@@ -62,7 +65,8 @@ def cross_validate(
         if folder is not None:
             write_fold(folder, result)
         done[item.number] = result
-        detail = f"{item.name}: UA {100 * result.ua:.1f} %, WA {100 * result.wa:.1f} %"
+        marked = " (optimistic)" if item.optimistic else ""
+        detail = f"{item.name}: UA {100 * result.ua:.1f} %, WA {100 * result.wa:.1f} %{marked}"
         progress(Progress("folds", len(done), len(chosen), "folds", resumed, detail=detail))
     return [done[f.number] for f in chosen]
 
@@ -104,6 +108,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "corpus": job.cache.corpus,
         "folds": [fold.name for fold in job.folds],
         "plan": job.cache.plan.identity(),
+        "utterances": fingerprint(job.table[list(_USED_COLUMNS)].astype(str).to_numpy().tolist()),
         "labels": job.classes.name,
         "classes": {name: list(job.classes.labels.get(name, ())) for name in job.classes.classes},
         "feature_fingerprints": features,

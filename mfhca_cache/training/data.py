@@ -6,6 +6,7 @@ bin with statistics of the fold's training clips, valid frames only; padding fra
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -76,7 +77,11 @@ def resolve_features(cache: Cache, features: str) -> dict[str, str]:
         if name == "encoder":
             have = cache.encoders()
             if len(have) != 1:
-                found = f"several: {', '.join(have)}. Name one, such as spectrogram+{have[0]}" if have else "none"
+                found = (
+                    f"several: {', '.join(have)}. Name one, such as spectrogram+{have[0]}"
+                    if have
+                    else "none; `mfhca extract` adds one"
+                )
                 raise TrainingError(f"{cache.path}: --features encoder needs one encoder's features; it has {found}")
             name = have[0]
         if name not in cache.features:
@@ -113,14 +118,28 @@ def require_extracted(cache: Cache, features: Iterable[str], ids: Iterable[str],
     for name in features:
         missing = [split for split in cache.missing(name) if split in needed]
         if missing:
-            info = cache.features[name]
-            encoder = f" --encoder {info.source.get('name', name)}" if info.kind == "encoder" else ""
-            commands = "\n    ".join(
-                f"mfhca extract --cache {cache.path}{encoder} --split {split}" for split in missing
-            )
+            commands = "\n    ".join(f"{extract_command(cache, name)} --split {split}" for split in missing)
             lines.append(f"{name} of {', '.join(missing)} is not extracted yet; run\n    {commands}")
     if lines:
         raise TrainingError(f"{what}: " + "\n".join(lines))
+
+
+def extract_command(cache: Cache, feature: str) -> str:
+    """The command that goes on with a feature of a cache, with every setting that is not the default."""
+    info, plan = cache.features[feature], cache.plan
+    words = ["mfhca", "extract", "--cache", str(cache.path), "--encoder"]
+    words.append(str(info.source.get("name", feature)) if info.kind == "encoder" else "none")
+    spectrogram = cache.features.get("spectrogram")
+    emphasis = spectrogram.settings.get("pre_emphasis", 0.0) if spectrogram else 0.0
+    for option, value, default in (
+        ("--revision", info.source.get("revision"), None),
+        ("--rows", plan.rows, "four-class"),
+        ("--pad", plan.clip.pad, "audio"),
+        ("--dtype", info.dtype, "float16"),
+        ("--pre-emphasis", emphasis, 0.0),
+    ):
+        words += [option, str(value)] if value != default else []
+    return shlex.join(words)
 
 
 def load_data(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mfhca_cache.folds import Fold
+from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold
 from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.spec import settings as plain
 from mfhca_cache.training.data import CorpusData
@@ -18,6 +18,11 @@ from mfhca_cache.training.job import Job, caveats
 from mfhca_cache.training.metrics import confusion, score, utterance_log_probabilities
 
 RESULT_FORMAT = 1
+#: What a report needs of every fold.
+REQUIRED_KEYS = (
+    "fold", "name", "corpus", "model", "features", "protocol", "preset", "seed", "parameters", "classes", "class_map",
+    "caveats", "scores", "confusion", "best_epoch", "epochs", "seconds",
+)  # fmt: skip
 
 
 def fold_record(job: Job, fold: Fold, model: MFHCASettings, parameters: int) -> dict[str, Any]:
@@ -92,6 +97,8 @@ def predictions(job: Job, data: CorpusData, clips: np.ndarray, log_probabilities
             "prediction": names[mean.argmax(1)],
         }
     )
+    if job.options.protocol == "test-selected":
+        table = table.assign(caveat=OPTIMISTIC_NOTE)
     return table.assign(**{f"p_{name}": probabilities[:, at].round(6) for at, name in enumerate(names)})
 
 

@@ -25,7 +25,7 @@ from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.storage.publish import sync_folder
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.data import Scaling
-from mfhca_cache.training.record import RESULT_FORMAT
+from mfhca_cache.training.record import REQUIRED_KEYS, RESULT_FORMAT
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def write_fold(run: Path, result: FoldResult) -> Path:
         TrainingError: the disk is full or the folder is read-only; nothing is left behind.
     """
     folder = fold_folder(run, result.number)
+    for leftover in run.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)  # What a killed writer left.
     temporary = run / f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         temporary.mkdir(parents=True)
@@ -88,6 +90,8 @@ def write_fold(run: Path, result: FoldResult) -> Path:
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        if folder.exists() and not (folder / "result.json").exists():
+            shutil.rmtree(folder)  # Somebody deleted the result to have it made again.
         if not folder.exists():
             temporary.rename(folder)
             sync_folder(run)
@@ -106,7 +110,8 @@ def read_fold(folder: Path) -> FoldResult:
     """
     record = read_record(folder)
     try:
-        predictions = pd.read_csv(folder / "predictions.csv", dtype={"utterance_id": str, "speaker": str})
+        texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
+        predictions = pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
         curve = pd.read_csv(folder / "curve.csv")
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -125,6 +130,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = read_json(folder / "result.json")
         if record.get("format") != RESULT_FORMAT:
             raise CacheError(f"format {record.get('format')!r}, expected {RESULT_FORMAT}")
+        if absent := [key for key in REQUIRED_KEYS if key not in record]:
+            raise CacheError(f"{', '.join(absent)} missing")
     except CacheError as error:
         raise TrainingError(f"{folder}: not readable as a fold ({error}); delete it and train it again") from error
     return record
@@ -149,7 +156,7 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Scaling | None, dict[s
 
 def _description(record: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint must know to rebuild its model, and whose it is."""
-    keys = ("model", "inputs", "model_settings", "classes", "corpus", "fold", "name", "protocol", "random_weights")
+    keys = ("model", "inputs", "model_settings", "classes", "corpus", "fold", "name", "protocol", "caveats")
     return {key: record[key] for key in keys}
 
 

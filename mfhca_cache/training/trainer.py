@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mfhca_cache.errors import TrainingError
-from mfhca_cache.folds import Fold, choose_folds
+from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold, check_speakers, choose_folds
 from mfhca_cache.models import build_model, count_parameters
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
@@ -58,6 +59,7 @@ def train_fold(
     """
     job = job or prepare(cache, options or TrainOptions(), device)
     chosen = fold if isinstance(fold, Fold) else choose_folds(job.folds, fold)[0]
+    check_speakers(job.table, chosen)
     data = data or load_job_data(job, [chosen], progress)
     started = time.monotonic()
     with _repeatable(job.options.seed, chosen.number):
@@ -88,7 +90,7 @@ class _Fit:
     state: dict[str, Tensor]
     best_epoch: int
     best: tuple[float, float]
-    curve: list[dict[str, float]]
+    curve: list[dict[str, Any]]
     stopped: str
 
 
@@ -121,10 +123,13 @@ def _fit(
             {"epoch": epoch, "train_loss": train_loss, "validation_loss": loss, "validation_wa": wa,
              "validation_ua": ua, "seconds": seconds}
         )  # fmt: skip
+        if fold.optimistic:
+            fit.curve[-1]["caveat"] = OPTIMISTIC_NOTE
         if (ua, -loss) > fit.best:
             fit.best, fit.best_epoch = (ua, -loss), epoch
             fit.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
         detail = f"validation UA {100 * ua:.1f} %, best {100 * fit.best[0]:.1f} % in epoch {fit.best_epoch}"
+        detail += " (optimistic: the test speaker's own)" if fold.optimistic else ""
         progress(Progress(f"fold {fold.number} ({fold.name})", epoch, recipe.epochs, "epochs", detail=detail))
         if epoch - fit.best_epoch >= recipe.patience:
             fit.stopped = "patience"
@@ -179,12 +184,13 @@ def _repeatable(seed: int, fold: int) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     empty = torch.utils.deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nothing here reads memory that it has not written; filling it costs a pass over every new tensor.
     fill, empty.fill_uninitialized_memory = empty.fill_uninitialized_memory, False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = False
+    cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
         with torch.random.fork_rng():
             torch.manual_seed(_seed(seed, fold))
@@ -192,4 +198,4 @@ def _repeatable(seed: int, fold: int) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn)
         empty.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
