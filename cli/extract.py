@@ -30,7 +30,9 @@ REJECTED_SHARE = 0.01
     help="Hub name or local folder of a speech encoder; random-tiny for trying things; none for the spectrogram alone.",
 )
 @click.option("--revision", help="Commit, tag or branch of the encoder on the hub.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
 @click.option("--split", metavar="SESSION|all", help="One session, or all.  [all that is not there yet]")
 @click.option(
     "--rows",

@@ -38,7 +38,9 @@ from .show import Screen, only_one, quiet_and_json
 @click.option("--classes", default="four-class", show_default=True, metavar="four-class|all|FILE.json")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="At most.  [the preset's]")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
+)
 @click.option("--name", help="The run's name.  [CORPUS-MODEL-FEATURES-PROTOCOL-PRESET]")
 @quiet_and_json
 def train(
