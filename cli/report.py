@@ -58,7 +58,7 @@ def show_summary(screen: Screen, summary: RunSummary) -> None:
     screen.out.print(grid(title, columns, rows))
     matrix = summary.confusion["utterance"]
     counts = [[name, *(f"{value:,}" for value in row)] for name, row in zip(summary.classes, matrix, strict=True)]
-    screen.out.print(grid("Utterances, true class by row, predicted by column", ["", *summary.classes], counts))
+    screen.out.print(grid("Utterances: true class ↓, predicted →", ["", *summary.classes], counts))
     if summary.paper:
         wa, ua, row = summary.paper
         screen.out.print(f"The paper: WA {wa:.2f}, UA {ua:.2f} ({row}). {PAPER_CAVEAT}", soft_wrap=True)

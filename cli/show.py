@@ -129,10 +129,11 @@ def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]
     for number, name in enumerate(columns):
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        if row[0] in ("all", "mean ± std") and table.rows:
+        first = str(row[0])
+        if first in ("all", "mean ± std") and table.rows:
             table.add_section()
         cells = [cell if isinstance(cell, Text) else Text(cell) for cell in row]
-        table.add_row(*cells, style="bold" if row[0] in ("all", "mean ± std", "pooled") else None)
+        table.add_row(*cells, style="bold" if first in ("all", "mean ± std", "pooled") else None)
     return table
 
 

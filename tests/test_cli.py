@@ -157,6 +157,8 @@ def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> No
 
 def test_bad_values_end_in_a_message(tmp_path: Path, synthetic: Path, here: Path) -> None:
     run("manifest", "synthetic", synthetic, "-o", tmp_path / "m.json", expect=2)
+    run("extract", "--encoder", "random-tiny", "--device", "cuda:²", expect=2)
+    run("train", "--device", "cpu:", expect=2)
     (tmp_path / "file").write_text("")
     assert (
         "could not be made" in run("manifest", "synthetic", synthetic, "-o", tmp_path / "file/m.csv", expect=1).output
