@@ -33,10 +33,10 @@ def report(run: Path, quiet: bool, as_json: bool) -> None:
 
 
 def show_summary(screen: Screen, summary: RunSummary) -> None:
-    """The table of folds, the confusion matrix, and what must be said beside them."""
+    """The table of folds (epoch: the one chosen), the confusion matrix, and what must be said beside them."""
     settings = summary.settings
     marked = " (optimistic)" if settings["protocol"] == "test-selected" else ""
-    columns = ["fold", "utterances", "clips", "best epoch", "WA", "UA", "clip WA", "clip UA"]
+    columns = ["fold", "utts", "clips", "epoch", "WA", "UA", "clip WA", "clip UA"]
     scores = ["utterance_wa", "utterance_ua", "clip_wa", "clip_ua"]
     rows = [
         [
@@ -47,18 +47,21 @@ def show_summary(screen: Screen, summary: RunSummary) -> None:
         for row in summary.folds.to_dict("records")
     ]
     if summary.std:
-        means = [f"{percent(summary.mean[name])} ± {percent(summary.std[name])}" for name in scores]
-        rows.append(["mean ± std", "", "", "", *means])
+        rows.append(["mean", "", "", "", *(percent(summary.mean[name]) for name in scores)])
+        rows.append(["± std", "", "", "", *(percent(summary.std[name]) for name in scores)])
     totals = [f"{summary.folds[name].sum():,}" for name in ("utterances", "clips")]
     rows.append(["pooled", *totals, "", *(percent(summary.pooled[name]) for name in scores)])
-    title = (
+    screen.out.print(
         f"{settings['corpus']} · {settings['model']} on {' + '.join(settings['features'].values())} · "
-        f"{settings['protocol']}{marked} · preset {settings['preset']} · seed {settings['seed']}"
+        f"{settings['protocol']}{marked} · preset {settings['preset']} · seed {settings['seed']}",
+        style="bold",
+        markup=False,
+        soft_wrap=True,
     )
-    screen.out.print(grid(title, columns, rows))
+    screen.out.print(grid(None, columns, rows))
     matrix = summary.confusion["utterance"]
     counts = [[name, *(f"{value:,}" for value in row)] for name, row in zip(summary.classes, matrix, strict=True)]
-    screen.out.print(grid("Utterances: true class ↓, predicted →", ["", *summary.classes], counts))
+    screen.out.print(grid(None, ["true ↓ predicted →", *summary.classes], counts))
     if summary.paper:
         wa, ua, row = summary.paper
         screen.out.print(f"The paper: WA {wa:.2f}, UA {ua:.2f} ({row}). {PAPER_CAVEAT}", soft_wrap=True)

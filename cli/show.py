@@ -123,17 +123,21 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], caption: str | None = None) -> Table:
+def grid(
+    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], caption: str | None = None
+) -> Table:
     """A table whose first column is text and whose other columns are numbers; the row ``all`` stands apart."""
-    table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
+    table = Table(
+        title=None if title is None else Text(title), title_justify="left", caption=caption, caption_justify="left"
+    )
     for number, name in enumerate(columns):
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         first = str(row[0])
-        if first in ("all", "mean ± std") and table.rows:
+        if first in ("all", "mean") and table.rows:
             table.add_section()
         cells = [cell if isinstance(cell, Text) else Text(cell) for cell in row]
-        table.add_row(*cells, style="bold" if first in ("all", "mean ± std", "pooled") else None)
+        table.add_row(*cells, style="bold" if first in ("all", "mean", "pooled") else None)
     return table
 
 
