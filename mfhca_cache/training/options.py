@@ -48,7 +48,7 @@ PRESETS = {
         MFHCASettings(attention_scale=768.0),
     ),
     "quick": Preset(
-        Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=16, epochs=20, patience=6),
+        Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=8, epochs=20, patience=6),
         MFHCASettings(attention_scale=768.0, channels=(8, 16, 24)),
     ),
 }
