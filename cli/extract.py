@@ -108,7 +108,8 @@ def extract(
 def _show(screen: Screen, report: ExtractReport) -> None:
     for note in report.notes:
         screen.out.print(f"Note: {note}", style="yellow", markup=False, soft_wrap=True)
-    features = open_cache(report.cache).features
+    cache = open_cache(report.cache)
+    features = cache.features
     for name in report.features:
         if name in features and features[name].random_weights:
             note = f"Note: {name} has random weights; its features mean nothing"
@@ -128,6 +129,6 @@ def _show(screen: Screen, report: ExtractReport) -> None:
         markup=False,
         soft_wrap=True,
     )
-    left = {split for name in features for split in open_cache(report.cache).missing(name)}
+    left = {split for name in features for split in cache.missing(name)}
     following = f"mfhca extract (still missing: {', '.join(sorted(left))})" if left else "mfhca train --fold all"
     screen.out.print(f"Next: {following}", markup=False, soft_wrap=True)

@@ -123,13 +123,9 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def grid(
-    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], caption: str | None = None
-) -> Table:
+def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     """A table whose first column is text and whose other columns are numbers; the row ``all`` stands apart."""
-    table = Table(
-        title=None if title is None else Text(title), title_justify="left", caption=caption, caption_justify="left"
-    )
+    table = Table(title=None if title is None else Text(title), title_justify="left")
     for number, name in enumerate(columns):
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
     for row in rows:

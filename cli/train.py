@@ -89,7 +89,7 @@ def train(
         for item in chosen:
             there = "done before; " if has_fold(run, item.number) else ""
             screen.err.print(f"  fold {item.number}: {there}{_split(item)}")
-        cross_validate(opened, options, fold=fold, run=run, device=device, progress=screen.progress)
+        cross_validate(opened, fold=fold, run=run, job=job, progress=screen.progress)
     summary = summarise(run)
     write_report(summary)
     show_summary(screen, summary)

@@ -103,6 +103,26 @@ def _walk(folder: Path, root: Path, real_root: Path, rejected: list[Rejected]) -
             yield from _walk(path, root, real_root, rejected)
 
 
+def collect_named(
+    corpus: str, folder: Path, root: Path, parse: Callable[[Path], Utterance | str], progress: OnFile | None
+) -> Manifest:
+    """`collect` for a corpus whose file names say everything.
+
+    Args:
+        folder: where the files lie, in ``root``.
+        parse: a file's utterance, or the reason why its name gives none.
+    """
+    utterances: list[Utterance] = []
+    rejected: list[Rejected] = []
+    for path in audio_files(folder, root, rejected):
+        found = parse(path)
+        if isinstance(found, Utterance):
+            utterances.append(found)
+        else:
+            rejected.append(Rejected(relative_path(root, path), found))
+    return collect(corpus, root, utterances, rejected, progress)
+
+
 def is_folder(path: Path) -> bool:
     """Whether it is a folder; False, and no error as from `Path.is_dir`, where one may not look."""
     return os.path.isdir(path)  # noqa: PTH112

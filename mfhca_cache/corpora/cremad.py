@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mfhca_cache.corpora.common import OnFile, Utterance, audio_files, collect, holds_name, is_folder, relative_path
-from mfhca_cache.manifest import Manifest, Rejected
+from mfhca_cache.corpora.common import OnFile, Utterance, collect_named, holds_name, is_folder
+from mfhca_cache.manifest import Manifest
 
 LAYOUT = "a folder of files such as 1001_DFA_ANG_XX.wav, or one that holds them in AudioWAV/"
 
@@ -48,16 +48,14 @@ def read(root: Path, progress: OnFile | None = None) -> Manifest:
     Raises:
         CorpusError: no utterance was found.
     """
-    utterances: list[Utterance] = []
-    rejected: list[Rejected] = []
-    for path in audio_files(_folder(root), root, rejected):
-        match = _NAME.fullmatch(path.stem)
-        if match is None:
-            reason = "name: expected such as 1001_DFA_ANG_XX.wav: actor, sentence, emotion, level"
-            rejected.append(Rejected(relative_path(root, path), reason))
-            continue
-        utterances.append(Utterance(path.stem, path, match[1], match[3], text=SENTENCES[match[2]]))
-    return collect("cremad", root, utterances, rejected, progress)
+    return collect_named("cremad", _folder(root), root, _parse, progress)
+
+
+def _parse(path: Path) -> Utterance | str:
+    match = _NAME.fullmatch(path.stem)
+    if match is None:
+        return "name: expected such as 1001_DFA_ANG_XX.wav: actor, sentence, emotion, level"
+    return Utterance(path.stem, path, match[1], match[3], text=SENTENCES[match[2]])
 
 
 def _folder(root: Path) -> Path:

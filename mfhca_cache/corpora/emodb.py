@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mfhca_cache.corpora.common import OnFile, Utterance, audio_files, collect, holds_name, is_folder, relative_path
-from mfhca_cache.manifest import Manifest, Rejected
+from mfhca_cache.corpora.common import OnFile, Utterance, collect_named, holds_name, is_folder
+from mfhca_cache.manifest import Manifest
 
 LAYOUT = "a folder of files such as 03a01Fa.wav, or one that holds them in wav/"
 
@@ -45,17 +45,15 @@ def read(root: Path, progress: OnFile | None = None) -> Manifest:
     Raises:
         CorpusError: no utterance was found.
     """
-    utterances: list[Utterance] = []
-    rejected: list[Rejected] = []
-    for path in audio_files(_folder(root), root, rejected):
-        match = _NAME.fullmatch(path.stem)
-        if match is None:
-            reason = "name: expected such as 03a01Fa.wav: speaker, sentence, one of W F N T A L E, version"
-            rejected.append(Rejected(relative_path(root, path), reason))
-            continue
-        speaker, sentence, label, _ = match.groups()
-        utterances.append(Utterance(path.stem, path, speaker, label, text=SENTENCES.get(sentence, "")))
-    return collect("emodb", root, utterances, rejected, progress)
+    return collect_named("emodb", _folder(root), root, _parse, progress)
+
+
+def _parse(path: Path) -> Utterance | str:
+    match = _NAME.fullmatch(path.stem)
+    if match is None:
+        return "name: expected such as 03a01Fa.wav: speaker, sentence, one of W F N T A L E, version"
+    speaker, sentence, label, _ = match.groups()
+    return Utterance(path.stem, path, speaker, label, text=SENTENCES.get(sentence, ""))
 
 
 def _folder(root: Path) -> Path:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mfhca_cache.corpora.common import OnFile, Utterance, audio_files, collect, holds_name, relative_path
-from mfhca_cache.manifest import Manifest, Rejected
+from mfhca_cache.corpora.common import OnFile, Utterance, collect_named, holds_name
+from mfhca_cache.manifest import Manifest
 
 LAYOUT = "a folder that holds files such as 03-01-05-02-01-02-12.wav, usually in Actor_01 … Actor_24"
 
@@ -38,22 +38,18 @@ def read(root: Path, progress: OnFile | None = None) -> Manifest:
     Raises:
         CorpusError: no utterance was found.
     """
-    utterances: list[Utterance] = []
-    rejected: list[Rejected] = []
-    for path in audio_files(root, root, rejected):
-        match = _NAME.fullmatch(path.stem)
-        reason = ""
-        if match is None:
-            reason = (
-                "name: expected such as 03-01-05-02-01-02-12.wav: "
-                "modality-channel-emotion-intensity-statement-repetition-actor"
-            )
-        elif match[1] != "03":
-            reason = f"modality: {_MODALITIES[match[1]]}, not audio only"
-        elif match[2] != "01":
-            reason = "channel: song, not speech"
-        if match is None or reason:
-            rejected.append(Rejected(relative_path(root, path), reason))
-            continue
-        utterances.append(Utterance(path.stem, path, match[7], match[3], text=STATEMENTS[match[5]]))
-    return collect("ravdess", root, utterances, rejected, progress)
+    return collect_named("ravdess", root, root, _parse, progress)
+
+
+def _parse(path: Path) -> Utterance | str:
+    match = _NAME.fullmatch(path.stem)
+    if match is None:
+        return (
+            "name: expected such as 03-01-05-02-01-02-12.wav: "
+            "modality-channel-emotion-intensity-statement-repetition-actor"
+        )
+    if match[1] != "03":
+        return f"modality: {_MODALITIES[match[1]]}, not audio only"
+    if match[2] != "01":
+        return "channel: song, not speech"
+    return Utterance(path.stem, path, match[7], match[3], text=STATEMENTS[match[5]])

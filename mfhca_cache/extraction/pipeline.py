@@ -149,8 +149,6 @@ class _Run:
 
     def work(self, tasks: list[Task]) -> None:
         """Build every task's shards; those that another run holds, after it has let go of them."""
-        if not tasks:
-            return
         self.done = self.resumed = self.total - sum(task.stop - task.first for task in tasks)
         for patient in (False, True):
             tasks = [left for task in tasks if (left := self._build(task, patient)) is not None]
@@ -260,7 +258,7 @@ def _report(
     return ExtractReport(
         cache=run.folder,
         features=names,
-        splits=tuple(split.name for split in splits),
+        splits=tuple(asked_splits),
         utterances=len(asked),
         rejected=tuple(Rejected(i, reasons.get(i, unread)) for i in asked["utterance_id"] if i not in there),
         clips=int(asked["clips"][asked["utterance_id"].isin(there)].sum()),

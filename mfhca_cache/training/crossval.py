@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import choose_folds
 from mfhca_cache.progress import Progress, ProgressCallback, silent
-from mfhca_cache.spec import differences, fingerprint, settings
+from mfhca_cache.spec import canonical_json, differences, fingerprint, settings
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.publish import publish_json
 from mfhca_cache.storage.shard import read_json
@@ -33,6 +34,7 @@ def cross_validate(
     fold: str | int = "all",
     run: str | Path | None = None,
     device: str = "auto",
+    job: Job | None = None,
     progress: ProgressCallback = silent,
 ) -> list[FoldResult]:
     """Train the folds that are not there yet; the results of all that were asked for, in order.
@@ -43,13 +45,14 @@ def cross_validate(
         fold: ``all``, a number from 1, or a speaker's name.
         run: the run's folder, where each fold is stored when it is done; None keeps results in memory only.
         device: auto, cpu or cuda.
+        job: from `prepare`, where the caller has it already; it stands for options and device.
         progress: called after each epoch and each fold.
 
     Raises:
         TrainingError: splits not extracted, or the folder holds a run of other settings.
         FoldError: no such fold.
     """
-    job = prepare(cache, options or TrainOptions(), device)
+    job = job or prepare(cache, options or TrainOptions(), device)
     chosen = choose_folds(job.folds, fold)
     folder = Path(run) if run is not None else None
     done: dict[int, FoldResult] = {}
@@ -103,7 +106,7 @@ def begin_run(folder: Path, job: Job) -> None:
 def _identity(job: Job) -> dict[str, Any]:
     """Everything that the folds of a run have in common."""
     features = {name: job.cache.features[name].fingerprint for name in job.roles.values()}
-    options = settings(job.options)
+    options = {key: value for key, value in settings(job.options).items() if key not in ("features", "epochs")}
     return {
         "corpus": job.cache.corpus,
         "folds": [fold.name for fold in job.folds],
@@ -112,13 +115,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "labels": job.classes.name,
         "classes": {name: list(job.classes.labels.get(name, ())) for name in job.classes.classes},
         "feature_fingerprints": features,
-        "options": {key: _plain(value) for key, value in options.items() if key not in ("features", "epochs")},
+        # Through JSON, because tuples come back from run.json as lists.
+        "options": json.loads(canonical_json(options)),
         "features": dict(job.roles),
     }
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

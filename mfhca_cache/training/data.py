@@ -61,8 +61,7 @@ class Scaling:
     def apply(self, spectrogram: Tensor, frames: Tensor) -> Tensor:
         """(B, T, bins) in dB → float32, standardised, 0 from frame ``frames`` (B,) on."""
         scaled = (spectrogram.float() - self.mean) / self.std
-        position = torch.arange(spectrogram.shape[1], device=spectrogram.device)
-        return scaled * (position < frames[:, None])[:, :, None]
+        return scaled * _valid(scaled, frames)
 
 
 def resolve_features(cache: Cache, features: str) -> dict[str, str]:
@@ -180,13 +179,18 @@ def fit_scaling(data: CorpusData, clips: Tensor) -> Scaling | None:
     count = 0
     for part in clips.split(_STATISTICS_CLIPS):
         values = data.inputs["spectrogram"][part].double()
-        position = torch.arange(values.shape[1], device=values.device)
-        values = values * (position < data.frames[part][:, None])[:, :, None]
+        values = values * _valid(values, data.frames[part])
         total, squares = total + values.sum((0, 1)), squares + values.square().sum((0, 1))
         count += int(data.frames[part].sum())
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_STD)
     return Scaling(mean.float(), std.float())
+
+
+def _valid(values: Tensor, frames: Tensor) -> Tensor:
+    """True for the first ``frames`` (B,) frames of values (B, T, …): bool (B, T, 1)."""
+    position = torch.arange(values.shape[1], device=values.device)
+    return (position < frames[:, None])[:, :, None]
 
 
 def gather(data: CorpusData, clips: Tensor, scaling: Scaling | None) -> dict[str, Tensor]:

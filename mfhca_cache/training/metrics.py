@@ -33,6 +33,20 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.n
     return np.asarray(confusion_matrix(labels, predictions, labels=np.arange(classes)))
 
 
+def by_utterance(log_probabilities: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clips gathered by utterance.
+
+    Args:
+        log_probabilities: float (clips, classes).
+        owner: (clips,) number of each clip's utterance, any whole numbers.
+
+    Returns:
+        the numbers that occur, ascending (U,); the clips of each (U,); and the means, float64 (U, classes).
+    """
+    numbers, place, clips = np.unique(owner, return_inverse=True, return_counts=True)
+    return numbers, clips, utterance_log_probabilities(log_probabilities, place, len(numbers))
+
+
 def utterance_log_probabilities(log_probabilities: np.ndarray, owner: np.ndarray, utterances: int) -> np.ndarray:
     """Mean over each utterance's clips: float (clips, classes) and int64 owner (clips,) → (utterances, classes)."""
     total = np.zeros((utterances, log_probabilities.shape[1]), dtype=np.float64)

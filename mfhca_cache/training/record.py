@@ -15,7 +15,7 @@ from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.spec import settings as plain
 from mfhca_cache.training.data import CorpusData
 from mfhca_cache.training.job import Job, caveats
-from mfhca_cache.training.metrics import confusion, score, utterance_log_probabilities
+from mfhca_cache.training.metrics import by_utterance, confusion, score
 
 RESULT_FORMAT = 1
 #: What a report needs of every fold.
@@ -66,8 +66,7 @@ def test_scores(data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarr
         clips: (N,) rows of the data.
         log_probabilities: (N, classes).
     """
-    utterances, owner = np.unique(data.owner[clips], return_inverse=True)
-    mean = utterance_log_probabilities(log_probabilities, owner, len(utterances))
+    utterances, _, mean = by_utterance(log_probabilities, data.owner[clips])
     levels = {
         "utterance": (data.utterance_labels[utterances], mean.argmax(1)),
         "clip": (data.labels.cpu().numpy()[clips], log_probabilities.argmax(1)),
@@ -84,15 +83,14 @@ def predictions(job: Job, data: CorpusData, clips: np.ndarray, log_probabilities
     The probabilities are the normalised geometric mean over the utterance's clips.
     """
     names = np.array(job.classes.classes)
-    utterances, owner = np.unique(data.owner[clips], return_inverse=True)
-    mean = utterance_log_probabilities(log_probabilities, owner, len(utterances))
+    utterances, counts, mean = by_utterance(log_probabilities, data.owner[clips])
     probabilities = np.exp(mean - np.logaddexp.reduce(mean, axis=1, keepdims=True))
     ids = data.utterance_ids[utterances]
     table = pd.DataFrame(
         {
             "utterance_id": ids,
             "speaker": job.table.set_index("utterance_id").loc[list(ids), "speaker"].to_numpy(),
-            "clips": np.bincount(owner),
+            "clips": counts,
             "label": names[data.utterance_labels[utterances]],
             "prediction": names[mean.argmax(1)],
         }

@@ -25,7 +25,7 @@ from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling, gather
 from mfhca_cache.training.job import Job, load_job_data, model_settings, prepare
-from mfhca_cache.training.metrics import score, utterance_log_probabilities
+from mfhca_cache.training.metrics import by_utterance, score
 from mfhca_cache.training.options import Recipe, TrainOptions
 from mfhca_cache.training.record import fold_record, predictions, test_scores
 from mfhca_cache.training.result import FoldResult
@@ -161,9 +161,8 @@ def _validate(model: nn.Module, data: CorpusData, clips: Tensor, scaling: Scalin
     log_probabilities = evaluate(model, data, clips, scaling)
     rows = clips.cpu().numpy()
     loss = -log_probabilities[np.arange(len(rows)), data.labels[clips].cpu().numpy()].mean()
-    utterances, owner = np.unique(data.owner[rows], return_inverse=True)
-    predicted = utterance_log_probabilities(log_probabilities, owner, len(utterances)).argmax(1)
-    scores = score(data.utterance_labels[utterances], predicted)
+    utterances, _, mean = by_utterance(log_probabilities, data.owner[rows])
+    scores = score(data.utterance_labels[utterances], mean.argmax(1))
     return float(loss), scores.wa, scores.ua
 
 
