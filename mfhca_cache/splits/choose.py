@@ -51,6 +51,6 @@ def choose_by_name(manifest: Manifest, folds: str, classes: str = "four-class", 
         used = named[labels.notna()].reset_index(drop=True)
         return ChosenFolds(folds, make_folds(used, folds, seed), used, None)
     if not Path(folds).exists():
-        raise FoldError(f"{folds}: no such file, folder or protocol; expected {', '.join(PROTOCOLS)}, {EXPECTED}")
+        raise FoldError(f"{folds}: no such file, folder or protocol; expected {', '.join(PROTOCOLS)}, or {EXPECTED}")
     matched = match_folds(named, read_fold_file(folds))
     return ChosenFolds(matched.file.name, matched.folds, named, matched)

@@ -33,8 +33,8 @@ SHAPES = ("mfhca", "emobox", "s3prl", "speechbrain")
 PARTS = ("train", "validation", "test")
 COLUMNS = ("fold", "utterance_id", "part")
 EXPECTED = (
-    "a CSV with the columns fold, utterance_id, part; a JSON file with folds; or a folder of EmoBox (fold_1/…_train_"
-    "fold_1.jsonl), s3prl (Session1/train_meta_data.json) or SpeechBrain (train.json, valid.json, test.json)"
+    "a CSV with the columns fold, utterance_id, part, a JSON file with folds, or a folder of EmoBox (fold_1/), "
+    "s3prl (Session1/train_meta_data.json) or SpeechBrain (train.json)"
 )
 
 _WORDS = {
