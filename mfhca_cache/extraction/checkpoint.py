@@ -169,8 +169,12 @@ def _check_speech(spec: EncoderSpec, model: Any, feature_extractor: Any) -> None
 def _check_text(spec: EncoderSpec, model: Any, tokenizer: Any) -> None:
     if "input_ids" not in getattr(tokenizer, "model_input_names", ()) or model.get_input_embeddings() is None:
         raise EncoderError(f"text encoder {spec.name!r} is a {model.config.model_type}; expected a model such as BERT")
-    if getattr(model.config, "is_decoder", False):
-        raise EncoderError(f"text encoder {spec.name!r} is a decoder; expected an encoder such as BERT")
+    # Where its files are missing, transformers makes a tokenizer that knows nothing but special tokens.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise EncoderError(
+            f"text encoder {spec.name!r} has no vocabulary; expected the tokenizer's files beside its weights, "
+            "as save_pretrained writes them: tokenizer_config.json and tokenizer.json or vocab.txt"
+        )
 
 
 def _load_failure(spec: EncoderSpec, place: dict[str, Any], error: Exception, kind: str) -> str:
