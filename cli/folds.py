@@ -8,7 +8,7 @@ import click
 
 from mfhca_cache.folds import Fold
 from mfhca_cache.manifest import read_manifest
-from mfhca_cache.splits.choose import ChosenFolds, choose_by_name
+from mfhca_cache.splits.choose import ChosenFolds, folds_of
 from mfhca_cache.splits.export import export_folds
 from mfhca_cache.splits.imported import source_of
 from mfhca_cache.splits.shapes import SHAPES
@@ -40,8 +40,9 @@ def folds(
 ) -> None:
     """Show how FOLDS cut the corpus in MANIFEST, or write them for other toolkits.
 
-    FOLDS is a protocol (strict, test-selected, session), a CSV or JSON file, or a folder as EmoBox, s3prl or
-    SpeechBrain publish it. Names that the manifest does not hold, and its rows that are in no fold, are counted.
+    FOLDS is a protocol (strict, test-selected, session); a CSV with the columns fold, utterance_id, part (train,
+    validation or test), or the same as JSON; or a folder as EmoBox, s3prl or SpeechBrain publish it. Names that the
+    manifest does not hold, and its rows that are in no fold, are counted.
 
     \b
     Example:
@@ -53,7 +54,7 @@ def folds(
     screen = Screen(quiet, as_json)
     if shape != "mfhca" and output is None:
         raise click.UsageError(f"--format {shape} needs a folder to write to: -o FOLDER")
-    chosen = choose_by_name(read_manifest(manifest), folds, classes, seed)
+    chosen = folds_of(read_manifest(manifest), folds, classes, seed)
     rows = [
         [
             f"{fold.number} ({fold.name})",

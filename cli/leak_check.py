@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mfhca_cache.manifest import read_manifest
-from mfhca_cache.splits.choose import choose_by_name
+from mfhca_cache.splits.choose import folds_of
 from mfhca_cache.splits.leaks import LeakReport, find_leaks
 
 from .folds import matching_json, show_matching
@@ -39,7 +39,7 @@ def leak_check(manifest: Path, folds: str, classes: str, seed: int, quiet: bool,
         mfhca leak-check manifests/mine.csv folds.csv --json
     """
     screen = Screen(quiet, as_json)
-    chosen = choose_by_name(read_manifest(manifest), folds, classes, seed)
+    chosen = folds_of(read_manifest(manifest), folds, classes, seed)
     report = find_leaks(chosen.utterances, chosen.folds)
     screen.out.print(f"{manifest} · {chosen.name}", style="bold", markup=False, soft_wrap=True)
     screen.out.print(f"{', '.join(_KINDS.values())}: test utterances that share theirs with training")

@@ -109,7 +109,7 @@ def train(
         raise click.UsageError(f"--name {name!r}: expected a folder name without slashes")
     run = runs / (name or run_name(opened, options, job.roles))
     with Screen(quiet, as_json) as screen:
-        for line in dict.fromkeys(line for item in chosen for line in item.caveats):
+        for line in _caveats(chosen):
             screen.err.print(Text.assemble(("Caution: ", "bold yellow"), line))
         features = " + ".join(job.roles.values())
         screen.err.print(f"[bold]{run}[/]: {features}, protocol {options.protocol}, preset {preset}, seed {seed}")
@@ -121,6 +121,13 @@ def train(
     write_report(summary)
     show_summary(screen, summary)
     screen.json(summary.to_json())
+
+
+def _caveats(folds: list[Fold]) -> list[str]:
+    """What must be said before training: once where it is true of all the folds, else with the fold's name."""
+    lines = dict.fromkeys(line for fold in folds for line in fold.caveats)
+    common = [line for line in lines if all(line in fold.caveats for fold in folds)]
+    return common + [f"fold {f.number} ({f.name}): {line}" for f in folds for line in f.caveats if line not in common]
 
 
 def _split(fold: Fold) -> str:

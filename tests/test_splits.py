@@ -16,7 +16,7 @@ from mfhca_cache.corpora import read_corpus
 from mfhca_cache.errors import FoldError
 from mfhca_cache.folds import IMPORTED, PROTOCOLS, Fold, make_folds
 from mfhca_cache.manifest import COLUMNS, Manifest, make_manifest, select_rows, write_manifest
-from mfhca_cache.splits.choose import choose_by_name
+from mfhca_cache.splits.choose import folds_of
 from mfhca_cache.splits.export import export_folds
 from mfhca_cache.splits.leaks import find_leaks
 from mfhca_cache.splits.match import make_fold, match_folds
@@ -206,6 +206,7 @@ def test_what_does_not_match_is_reported(tmp_path: Path) -> None:
     [
         ("gone.csv", None, "no such file or folder"),
         ("f.txt", "a", "expected a CSV with the columns"),
+        ("f.jsonl", '{"key": "a"}\n', "holds no folds; expected"),
         ("f.csv", "fold,utterance_id\nx,a\n", "part missing"),
         ("f.csv", "fold,utterance_id,part\nx,a,exam\n", "row 2 has fold 'x', utterance_id 'a', part 'exam'"),
         ("f.csv", "fold,utterance_id,part\n,a,test\n", "row 2"),
@@ -408,7 +409,7 @@ def by_prefix(manifest: Manifest, path: Path) -> Path:
 
 
 def test_folds_by_the_dialogues_prefix_are_found_out(iemocap: Manifest, tmp_path: Path) -> None:
-    chosen = choose_by_name(iemocap, str(by_prefix(iemocap, tmp_path / "prefix.csv")))
+    chosen = folds_of(iemocap, str(by_prefix(iemocap, tmp_path / "prefix.csv")))
     report = find_leaks(chosen.utterances, chosen.folds)
     assert report.leaky and all(fold.leaky for fold in report.folds)
     assert report.total("with_training", "speaker") == report.tested == 5531
@@ -421,7 +422,7 @@ def test_folds_by_the_dialogues_prefix_are_found_out(iemocap: Manifest, tmp_path
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_our_own_folds_of_iemocap_have_no_leak(iemocap: Manifest, protocol: str) -> None:
-    chosen = choose_by_name(iemocap, protocol)
+    chosen = folds_of(iemocap, protocol)
     report = find_leaks(chosen.utterances, chosen.folds)
     assert not report.leaky and report.by_prefix == 0
     assert report.total("with_training", "script") == 2588, "every script is acted in every session"
@@ -436,7 +437,7 @@ def test_ravdess_has_two_statements_so_all_words_overlap(tmp_path: Path) -> None
                 name = f"03-01-{emotion}-01-{statement}-01-{actor:02d}"
                 write_file(tmp_path / f"Actor_{actor:02d}" / f"{name}.wav", wav_bytes(seed=len(name) * actor))
     manifest = read_corpus("ravdess", tmp_path)
-    chosen = choose_by_name(manifest, "strict")
+    chosen = folds_of(manifest, "strict")
     report = find_leaks(chosen.utterances, chosen.folds)
     assert report.total("with_training", "text") == report.tested == 24
     assert not report.has_recordings

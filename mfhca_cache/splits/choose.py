@@ -33,7 +33,7 @@ class ChosenFolds:
     matched: Matched | None
 
 
-def choose_by_name(manifest: Manifest, folds: str, classes: str = "four-class", seed: int = 0) -> ChosenFolds:
+def folds_of(manifest: Manifest, folds: str, classes: str = "four-class", seed: int = 0) -> ChosenFolds:
     """The folds that a name or a path means.
 
     Args:

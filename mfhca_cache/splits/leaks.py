@@ -26,6 +26,7 @@ _SENTENCES = (
     ("with_training", "same", "Leak: {} are in training themselves"),
     ("with_training", "audio", "Leak: {} are in training under another id, byte for byte"),
     ("with_validation", "speaker", "Optimistic: {} are by speakers of the validation set, which chooses the epoch"),
+    ("with_validation", "same", "Optimistic: {} are in the validation set themselves"),
     ("with_training", "recording", "To know: {} are of recordings that are in training"),
     ("with_validation", "recording", "To know: {} are of recordings that are in validation"),
     ("with_training", "text", "To know: {} have words that are in training"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -95,12 +95,6 @@ def make_fold(
     speakers = [tuple(sorted(set(table.loc[mask, "speaker"]), key=natural_key)) for mask in masks]
     overlaps = count_overlaps(table, *masks)
     return Fold(number, name, IMPORTED, parts[0], parts[1], parts[2], speakers[2], speakers[1], overlaps)
-
-
-def restrict(fold: Fold, table: pd.DataFrame) -> Fold:
-    """The same fold of fewer rows, with its notes and leaks."""
-    fewer = make_fold(table.reset_index(drop=True), fold.number, fold.name, fold.train, fold.validation, fold.test)
-    return replace(fewer, leaks=fold.leaks, notes=fold.notes)
 
 
 class _Index:

@@ -106,7 +106,7 @@ def read_fold_file(path: str | Path) -> FoldFile:
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
-    if not path.exists():
+    if not path.is_file():
         raise FoldError(f"{path}: no such file or folder; expected {EXPECTED}")
     if path.suffix.lower() == ".csv":
         folds = _read_csv(path)
