@@ -114,7 +114,8 @@ def show_matching(screen: Screen, chosen: ChosenFolds) -> None:
 def _few(names: tuple[str, ...], before: str) -> str:
     if not names:
         return ""
-    return before + ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+    shown = [name if name.isprintable() else ascii(name) for name in names[:_SHOWN]]
+    return before + ", ".join(shown) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
 def matching_json(chosen: ChosenFolds) -> dict[str, object]:

@@ -221,6 +221,8 @@ def test_what_does_not_match_is_reported(tmp_path: Path) -> None:
         ("f.json", '{"train": "a", "test": ["b"]}', "no list of utterances for train"),
         ("f.json", '{"train": [{"length": 1}], "test": ["b"]}', "utterance 1 has neither an id nor a path"),
         ("f.json", '{"folds": [{"name": "x", "train": ["a"], "test": ["b"]}, {"name": "x"}]}', "'x' is there twice"),
+        ("f.json", '{"train": ["\\ud800"], "test": ["b"]}', "no text that UTF-8 can spell"),
+        ("f.json", '{"folds": [{"name": "\\udfff", "train": ["a"], "test": ["b"]}]}', "no text that UTF-8 can spell"),
         ("train_meta_data.json", '{"meta_data": []}', "one part of a fold: name its folder"),
     ],
 )
@@ -239,8 +241,8 @@ def test_folders_without_folds_are_refused(tmp_path: Path) -> None:
     emobox(tmp_path, {"train": ["a0"]})
     with pytest.raises(FoldError, match="fold 'fold_1' has no utterances for test"):
         read_fold_file(tmp_path)
-    write_file(tmp_path / "fold_1" / "iemocap_test_fold_1.jsonl", '{"key": "a"}\nnot json\n')
-    with pytest.raises(FoldError, match=r"line 2: not readable as JSON"):
+    write_file(tmp_path / "fold_1" / "iemocap_test_fold_1.jsonl", '{"key": "a"}\n\nnot json\n')
+    with pytest.raises(FoldError, match=r"line 3: not readable as JSON"):
         read_fold_file(tmp_path)
 
 

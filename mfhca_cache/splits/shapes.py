@@ -145,7 +145,10 @@ def _read_ours(path: Path) -> list[FoldParts]:
         items = value["folds"]
         if not all(isinstance(item, dict) and isinstance(item.get("name"), str | int) for item in items):
             raise FoldError(f'{path}: expected every fold to be an object with "name", "train" and "test"')
-        named = [(str(item["name"]), {key: rows for key, rows in item.items() if key in _WORDS}) for item in items]
+        named = [
+            (_text(str(item["name"]), path), {key: rows for key, rows in item.items() if key in _WORDS})
+            for item in items
+        ]
         names = [name for name, _ in named]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise FoldError(f"{path}: the fold {twice[0]!r} is there twice")
@@ -213,8 +216,8 @@ def _shape_of(path: Path) -> str:
 def _rows(path: Path, content: bytes) -> list[Mention]:
     """The utterances of one part's file, whatever its shape."""
     if path.suffix == ".jsonl":
-        lines = [line for line in content.split(b"\n") if line.strip()]
-        return _mentions([_json(path, line, number) for number, line in enumerate(lines, start=1)], path)
+        lines = enumerate(content.split(b"\n"), start=1)
+        return _mentions([_json(path, line, number) for number, line in lines if line.strip()], path)
     value = _json(path, content)
     if isinstance(value, dict) and isinstance(value.get("meta_data"), list):
         return _mentions(value["meta_data"], path)
@@ -232,15 +235,24 @@ def _mentions(rows: Any, path: Path) -> list[Mention]:
 def _mention(row: Any, number: int, path: Path) -> Mention:
     """An id, or an object with ``key`` (``id``, ``utterance_id``), or with ``wav`` (``path``)."""
     if isinstance(row, str) and row:
-        return Mention(row)
+        return Mention(_text(row, path))
     if isinstance(row, dict):
         name, audio, dataset = (
             next((row[key] for key in keys if isinstance(row.get(key), str)), "")
             for keys in (("key", "id", "utterance_id"), ("wav", "path"), ("dataset",))
         )
         if name or audio:
-            return Mention(name, audio, dataset)
+            return Mention(_text(name, path), _text(audio, path), dataset)
     raise FoldError(f"{path}: utterance {number} has neither an id nor a path; got {str(row)[:80]!r}")
+
+
+def _text(name: str, path: Path) -> str:
+    """A name that can be written: JSON can spell halves of characters that UTF-8 cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise FoldError(f"{path}: the name {name[:80]!a} is no text that UTF-8 can spell") from None
+    return name
 
 
 def _parts(name: str, parts: dict[str, list[Mention]]) -> FoldParts:
