@@ -44,12 +44,11 @@ PRESETS = {
     "paper": Preset(Recipe(), MFHCASettings()),
     "frozen": Preset(
         Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=16, epochs=40, patience=6),
-        # Eq. 9's softmax over 768 leaves weights near 1/768; its branch idles at first (benchmarks/attention_scale.py).
-        MFHCASettings(attention_scale=768.0),
+        MFHCASettings(),
     ),
     "quick": Preset(
         Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=8, epochs=20, patience=6),
-        MFHCASettings(attention_scale=768.0, channels=(8, 16, 24)),
+        MFHCASettings(channels=(8, 16, 24)),
     ),
 }
 
