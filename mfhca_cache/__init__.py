@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mfhca_cache.spec import SpectrogramSpec as SpectrogramSpec
     from mfhca_cache.storage.cache import Cache as Cache
     from mfhca_cache.storage.cache import open_cache as open_cache
+    from mfhca_cache.storage.dataset import CacheDataset as CacheDataset
+    from mfhca_cache.storage.dataset import frame_mask as frame_mask
     from mfhca_cache.training.crossval import cross_validate as cross_validate
     from mfhca_cache.training.options import TrainOptions as TrainOptions
     from mfhca_cache.training.result import FoldResult as FoldResult
@@ -56,6 +58,8 @@ _HOMES = {
     "SpectrogramSpec": "spec",
     "Cache": "storage.cache",
     "open_cache": "storage.cache",
+    "CacheDataset": "storage.dataset",
+    "frame_mask": "storage.dataset",
     "cross_validate": "training.crossval",
     "TrainOptions": "training.options",
     "FoldResult": "training.result",

@@ -132,6 +132,12 @@ class FeatureInfo:
         """Bytes of one clip as stored."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
+    @property
+    def frames(self) -> int | None:
+        """Frames of one clip, the last axis but one; None where the feature was pooled over time."""
+        pooled = len(self.shape) < 2 or self.settings.get("pool") not in (None, "none")
+        return None if pooled else self.shape[-2]
+
     def shards(self, split: Split) -> list[ShardRange]:
         """The shards of a split, in order."""
         edges = [*range(split.first, split.stop, self.clips_per_shard), split.stop]
