@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from mfhca_cache.folds import OPTIMISTIC_NOTE, PROTOCOLS, Fold, choose_folds
+from mfhca_cache.models import MODELS
 from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
@@ -20,17 +22,27 @@ from .show import Screen, only_one, quiet_and_json
 @click.command()
 @click.option("--cache", type=click.Path(path_type=Path), help="The cache's own folder.  [the one in cache/]")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs go.")
-@click.option("--model", type=click.Choice(["mfhca"]), default="mfhca", show_default=True)
+@click.option(
+    "--model",
+    default="mfhca",
+    show_default=True,
+    metavar="mfhca|MODULE:CLASS",
+    help="MFHCA, or an nn.Module of your own, such as my_package.my_module:MyModel (docs/own-model.md).",
+)
 @click.option(
     "--features",
     default="spectrogram+encoder",
     show_default=True,
     metavar="NAMES",
-    help="spectrogram+encoder, spectrogram, or encoder; name the encoder's feature where the cache has several.",
+    help="spectrogram+encoder, spectrogram, or encoder; name the encoder's feature where the cache has several. "
+    "A model of your own takes any features of the cache, joined by +.",
 )
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), default="paper", show_default=True, help="Optimiser, epochs."
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Optimiser, epochs.  [paper; frozen for a model of your own]",
 )
+@click.option("--learning-rate", type=float, help="[the preset's]")
 @click.option(
     "--protocol", type=click.Choice(PROTOCOLS), default="strict", show_default=True, help="How folds are cut."
 )
@@ -48,7 +60,8 @@ def train(
     runs: Path,
     model: str,
     features: str,
-    preset: str,
+    preset: str | None,
+    learning_rate: float | None,
     protocol: str,
     fold: str,
     classes: str,
@@ -68,13 +81,25 @@ def train(
     Example:
         mfhca train --fold 4
         mfhca train --fold all --protocol test-selected --seed 1 --name peeking
+        mfhca train --model my_module:MyModel --features encoder
     """
+    if ":" in model:
+        sys.path.insert(0, str(Path.cwd()))  # As `python -m` has it.
+    elif model not in MODELS:
+        raise click.UsageError(f"--model {model!r}: expected {', '.join(MODELS)}, or MODULE:CLASS for one of your own")
     folder = (
         cache or only_one(Path("cache"), "*/cache.json", "cache", "--cache DIR", "`mfhca extract` makes one").parent
     )
     opened = open_cache(folder)
     options = TrainOptions(
-        model=model, features=features, preset=preset, protocol=protocol, classes=classes, seed=seed, epochs=epochs
+        model=model,
+        features=features,
+        preset=preset or "",
+        protocol=protocol,
+        classes=classes,
+        seed=seed,
+        epochs=epochs,
+        learning_rate=learning_rate,
     )
     job = prepare(opened, options, device)
     chosen = choose_folds(job.folds, fold)
@@ -85,7 +110,7 @@ def train(
         if protocol == "test-selected":
             screen.err.print(f"[bold yellow]Caution:[/] {OPTIMISTIC_NOTE}")
         features = " + ".join(job.roles.values())
-        screen.err.print(f"[bold]{run}[/]: {features}, protocol {protocol}, preset {preset}, seed {seed}")
+        screen.err.print(f"[bold]{run}[/]: {features}, protocol {protocol}, preset {options.preset}, seed {seed}")
         for item in chosen:
             there = "done before; " if has_fold(run, item.number) else ""
             screen.err.print(f"  fold {item.number}: {there}{_split(item)}")

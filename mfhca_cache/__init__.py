@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mfhca_cache.storage.dataset import CacheDataset as CacheDataset
     from mfhca_cache.storage.dataset import frame_mask as frame_mask
     from mfhca_cache.training.crossval import cross_validate as cross_validate
+    from mfhca_cache.training.data import labelled_utterances as labelled_utterances
     from mfhca_cache.training.options import TrainOptions as TrainOptions
     from mfhca_cache.training.result import FoldResult as FoldResult
     from mfhca_cache.training.result import load_checkpoint as load_checkpoint
@@ -61,6 +62,7 @@ _HOMES = {
     "CacheDataset": "storage.dataset",
     "frame_mask": "storage.dataset",
     "cross_validate": "training.crossval",
+    "labelled_utterances": "training.data",
     "TrainOptions": "training.options",
     "FoldResult": "training.result",
     "load_checkpoint": "training.result",

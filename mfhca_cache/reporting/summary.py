@@ -50,7 +50,7 @@ class RunSummary:
         mean, std, pooled: ``<level>_wa`` and so on → score; std is the sample's, absent for a single fold.
         confusion: level → counts, row = true class, column = predicted.
         caveats: what must be said beside the scores.
-        paper: WA and UA in percent and the row of the paper's table, where the corpus is IEMOCAP.
+        paper: WA and UA in percent and the row of the paper's table, where the model is MFHCA and the corpus IEMOCAP.
     """
 
     run: Path
@@ -119,7 +119,7 @@ def summarise(run: str | Path) -> RunSummary:
         pooled={key: value for level in LEVELS for key, value in _pooled(level, confusion[level]).items()},
         confusion=confusion,
         caveats=list(dict.fromkeys(line for record in records for line in record["caveats"])),
-        paper=paper_figures(first["corpus"], first["features"], first["classes"]),
+        paper=paper_figures(first["corpus"], first["features"], first["classes"], first["model"]),
     )
 
 
@@ -131,9 +131,11 @@ def write_report(summary: RunSummary) -> tuple[Path, Path]:
     return paths
 
 
-def paper_figures(corpus: str, features: dict[str, str], classes: Sequence[str]) -> tuple[float, float, str] | None:
-    """The paper's WA and UA for these inputs, only where the corpus and the classes are the paper's."""
-    if corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
+def paper_figures(
+    corpus: str, features: dict[str, str], classes: Sequence[str], model: str = "mfhca"
+) -> tuple[float, float, str] | None:
+    """The paper's WA and UA for these inputs, only where the model, the corpus and the classes are the paper's."""
+    if model != "mfhca" or corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
         return None
     encoder = features.get("encoder", "")
     return next(

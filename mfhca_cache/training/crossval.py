@@ -14,7 +14,7 @@ from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.publish import publish_json
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.job import Job, load_job_data, prepare
-from mfhca_cache.training.options import TrainOptions
+from mfhca_cache.training.options import PRESET_CHANGES, TrainOptions
 from mfhca_cache.training.result import FoldResult, fold_folder, read_fold, write_fold
 from mfhca_cache.training.trainer import train_fold
 
@@ -23,8 +23,13 @@ _USED_COLUMNS = ("utterance_id", "speaker", "session", "class")
 
 
 def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str]) -> str:
-    """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache."""
-    return "-".join([cache.corpus, options.model, "+".join(roles.values()), options.protocol, options.preset])
+    """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache.
+
+    A model of the reader's own is called by its class.
+    """
+    return "-".join(
+        [cache.corpus, options.model.rpartition(":")[2], "+".join(roles.values()), options.protocol, options.preset]
+    )
 
 
 def cross_validate(
@@ -94,19 +99,27 @@ def begin_run(folder: Path, job: Job) -> None:
             raise TrainingError(f"{folder}: could not be made ({error.strerror})") from error
         publish_json(path, mine)
         return
-    changed = differences(read_json(path), mine)
+    before = read_json(path)
+    changed = differences(before, mine)
     if changed:
+        suffix = f"seed{job.options.seed}"
+        if job.own is not None and before.get("model_sha256") != job.own.sha256:
+            suffix = job.own.sha256[:8]
+            changed.append(f"{job.own.file} is not what it was when this run was begun")
         raise TrainingError(
             f"{folder} holds a run of other settings, and folds of two kinds are never mixed.\n  "
             + "\n  ".join(changed)
-            + f"\nGive this run its own name, such as --name {folder.name}-seed{job.options.seed}, or delete it."
+            + f"\nGive this run its own name, such as --name {folder.name}-{suffix}, or delete it."
         )
 
 
 def _identity(job: Job) -> dict[str, Any]:
     """Everything that the folds of a run have in common."""
     features = {name: job.cache.features[name].fingerprint for name in job.roles.values()}
-    options = {key: value for key, value in settings(job.options).items() if key not in ("features", "epochs")}
+    # The changes of the preset are in the recipe.
+    options = {key: value for key, value in settings(job.options).items() if key not in ("features", *PRESET_CHANGES)}
+    # MFHCA names its inputs; another model sees them in the order given.
+    own = {"model_sha256": job.own.sha256, "inputs": list(job.roles)} if job.own else {}
     return {
         "corpus": job.cache.corpus,
         "folds": [fold.name for fold in job.folds],
@@ -118,4 +131,5 @@ def _identity(job: Job) -> dict[str, Any]:
         # Through JSON, because tuples come back from run.json as lists.
         "options": json.loads(canonical_json(options)),
         "features": dict(job.roles),
+        **own,
     }

@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import nn
 
 from mfhca_cache.device import resolve_device
 from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold, make_folds
 from mfhca_cache.labels import ClassMap
+from mfhca_cache.models import build_model
+from mfhca_cache.models.own import ModelSource, OwnSettings, build_own, find_model
 from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
@@ -34,6 +38,7 @@ class Job:
         classes: the class map.
         folds: every fold of the protocol.
         device: cpu or cuda.
+        own: the model's class and its file, where it is the reader's own.
     """
 
     cache: Cache
@@ -43,18 +48,21 @@ class Job:
     classes: ClassMap
     folds: list[Fold]
     device: str
+    own: ModelSource | None = None
 
 
 def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
     """Resolve what a run needs, without reading features.
 
     Raises:
-        TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class.
+        TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class, or
+            there is no such model.
     """
-    roles = resolve_features(cache, options.features)
+    own = find_model(options.model) if options.own else None
+    roles = resolve_features(cache, options.features, any_feature=options.own)
     table, classes = labelled_utterances(cache, options.classes, roles.values())
     folds = make_folds(table, options.protocol, options.seed)
-    return Job(cache, options, roles, table, classes, folds, resolve_device(device))
+    return Job(cache, options, roles, table, classes, folds, resolve_device(device), own)
 
 
 def load_job_data(job: Job, folds: list[Fold], progress: ProgressCallback = silent) -> CorpusData:
@@ -70,13 +78,31 @@ def load_job_data(job: Job, folds: list[Fold], progress: ProgressCallback = sile
     return load_data(job.cache, job.roles, table, job.classes, job.device, progress)
 
 
-def model_settings(job: Job) -> MFHCASettings:
-    """The preset's model, with the number of classes and the encoder's size that the cache has."""
+def model_settings(job: Job) -> MFHCASettings | OwnSettings:
+    """The preset's model, with the number of classes and the encoder's size that the cache has.
+
+    For a model of the reader's own: the shapes of the features and the number of classes.
+    """
+    if job.own is not None:
+        shapes = {name: job.cache.features[name].shape for name in job.roles.values()}
+        return OwnSettings(shapes, len(job.classes.classes))
     found: dict[str, Any] = {"n_classes": len(job.classes.classes)}
     if "encoder" in job.roles:
         frames, width = job.cache.features[job.roles["encoder"]].shape
         found |= {"encoder_frames": frames, "encoder_width": width}
     return replace(job.options.settings, **found)
+
+
+def make_model(job: Job, settings: MFHCASettings | OwnSettings) -> nn.Module:
+    """The run's model as `model_settings` says, from torch's random state, on the run's device.
+
+    Raises:
+        TrainingError: a model of the reader's own that cannot be made.
+    """
+    if isinstance(settings, OwnSettings):
+        return build_own(job.own or find_model(job.options.model), settings).to(job.device)
+    model = build_model(job.options.model, tuple(job.roles), settings).to(job.device)
+    return model.to(memory_format=torch.channels_last) if job.device == "cpu" else model  # type: ignore[call-overload]
 
 
 def caveats(job: Job) -> list[str]:
