@@ -6,6 +6,7 @@
     mfhca_cache.extract(manifest, "cache/emodb", mfhca_cache.ExtractSpec())
     cache = mfhca_cache.open_cache("cache/emodb")
     loaded = cache.load(["spectrogram", "hubert-base-ls960"])
+    dataset = cache.dataset("hubert-base-ls960", where="speaker != '03'")
     result = mfhca_cache.train_fold(cache, 1, mfhca_cache.TrainOptions(preset="frozen"))
 
 Names are loaded when they are first used, so that importing the package loads neither torch nor transformers.

@@ -17,6 +17,8 @@ from mfhca_cache.errors import CacheError
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.storage.dataset import frame_mask
 
+from .features import add_feature
+
 BOTH = ["spectrogram", "random-tiny"]
 
 
@@ -190,6 +192,20 @@ def test_a_batch_by_utterance_is_padded_and_masked(small_cache: Cache) -> None:
     for number, item in enumerate(dataset):
         clips = len(item["random-tiny"])
         assert torch.equal(batch["random-tiny"][number, :clips], item["random-tiny"])
+
+
+def test_features_of_every_shape_are_padded_and_masked(copy: Path) -> None:
+    add_feature(copy, "layers", (3, 20, 8), layers="all")
+    add_feature(copy, "means", (3, 16), layers="all", pool="mean")
+    names, ids = ["layers", "means"], ["Ses01_F001", "Ses01_F002"]
+    clips = open_cache(copy).dataset(names, ids)
+    batch = clips.collate([clips[number] for number in range(3)])
+    assert batch["layers"].shape == (3, 3, 20, 8) and batch["means"].shape == (3, 3, 16)
+    assert batch["mask_layers"].sum(1).tolist() == [8, 20, 3] and "mask_means" not in batch
+    whole = open_cache(copy).dataset(names, ids, by="utterance")
+    batch = whole.collate([whole[0], whole[1]])
+    assert batch["layers"].shape == (2, 2, 3, 20, 8) and batch["means"].shape == (2, 2, 3, 16)
+    assert batch["mask_layers"].sum(2).tolist() == [[8, 0], [20, 3]] and "mask_means" not in batch
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(1, 8))

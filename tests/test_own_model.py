@@ -22,6 +22,7 @@ from mfhca_cache.cli.app import mfhca
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.reporting.summary import paper_figures, summarise
 from mfhca_cache.storage.cache import Cache, open_cache
+from mfhca_cache.training import mapped
 from mfhca_cache.training.crossval import cross_validate, run_name
 from mfhca_cache.training.job import prepare
 from mfhca_cache.training.options import TrainOptions
@@ -126,6 +127,31 @@ def test_a_last_batch_of_one_clip_is_no_error(small_cache: Cache, monkeypatch: p
     object.__setattr__(job.options, "recipe", recipe)
     assert len(train) % 4 == 1
     train_fold(small_cache, replace(fold, train=tuple(train)), job=job)
+
+
+def test_features_larger_than_memory_give_the_same_numbers(
+    shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(OWN, features="spectrogram+layers+mean")
+    cache = open_cache(shapes_folder)
+    inside = train_fold(cache, 1, options, device="cpu")
+    said: list[str] = []
+    monkeypatch.setattr(mapped, "free_memory", lambda device: 40_000)
+    outside = train_fold(cache, 1, options, device="cpu", progress=lambda report: said.append(report.detail))
+    assert sum("do not fit in memory and are read batch by batch" in line for line in said) == 2
+    assert outside.predictions.equals(inside.predictions)
+    assert outside.curve["train_loss"].equals(inside.curve["train_loss"])
+    assert all(torch.equal(outside.state[name], inside.state[name]) for name in inside.state)
+
+
+def test_the_small_features_are_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "free_memory", lambda device: 100)
+    assert mapped.that_fit({"big": 50, "small": 10, "smaller": 5}, "cpu") == {"small", "smaller"}
+    assert mapped.that_fit({"big": 61}, "cpu") == set()
+
+
+def test_free_memory_is_a_sensible_number() -> None:
+    assert 2**27 < mapped.free_memory("cpu") <= 2**62
 
 
 def test_presets_and_the_learning_rate() -> None:
@@ -252,7 +278,9 @@ def test_rebuilding_needs_the_class_and_says_so(
         ("tests.own_models:Flatt", r"own_models\.py has no 'Flatt'; its nn\.Module classes: Flat, Base, Raises"),
         ("tests.own_models:Shapes", r"has a 'Shapes' that is no nn\.Module class"),
         ("tests.own_models:a_function", r"has a 'a_function' that is no nn\.Module class"),
-        ("my/own_models.py:Flat", r"expected MODULE:CLASS.*so my\.own_models:Flat"),
+        ("my/own_models.py:Flat", r"expected MODULE:CLASS.*so my\.own_models:Flat;"),
+        ("./my/own_models.py:Flat", r"expected MODULE:CLASS.*so my\.own_models:Flat;"),
+        ("own_models.py:Flat", r"expected MODULE:CLASS.*so own_models:Flat;"),
         ("tests.own_models:", r"expected MODULE:CLASS"),
         (":Flat", r"expected MODULE:CLASS"),
         ("..tests:Flat", r"expected MODULE:CLASS"),

@@ -32,7 +32,9 @@ from mfhca_cache.errors import TrainingError
 #: Names in a checkpoint that are not the model's.
 SCALING_KEYS = ("scaling.mean", "scaling.std")
 #: Whose frames are no help in finding the reader's mistake.
-_NOT_THEIRS = tuple(str(Path(str(file)).parent) for file in (Path(__file__).parent, torch.__file__, importlib.__file__))
+_NOT_THEIRS = tuple(
+    f"{Path(str(file)).parent}/" for file in (Path(__file__).parent, torch.__file__, importlib.__file__)
+)
 _MOST_LINES = 8
 _seen: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
@@ -96,9 +98,10 @@ def find_model(name: str) -> ModelSource:
             was imported.
     """
     module_name, _, class_name = name.partition(":")
-    if not class_name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
-        file = module_name.removesuffix(".py").replace("/", ".").strip(".")
-        hint = f", so {file}:{class_name}" if module_name.endswith(".py") else ""
+    parts = module_name.removesuffix(".py").split(".")
+    is_file = module_name.endswith(".py")
+    if is_file or not class_name.isidentifier() or not all(part.isidentifier() for part in parts):
+        hint = f", so {'.'.join(parts).strip('./').replace('/', '.')}:{class_name}" if is_file else ""
         raise TrainingError(
             f"model {name!r}: expected MODULE:CLASS, the module as Python imports it{hint}; for example "
             "my_package.my_module:MyModel"
@@ -116,7 +119,8 @@ def find_model(name: str) -> ModelSource:
         raise
     found = getattr(module, class_name, None)
     if not isinstance(found, type) or not issubclass(found, nn.Module):
-        here = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
+        classes = {key: value for key, value in vars(module).items() if isinstance(value, type)}
+        here = [key for key, value in classes.items() if issubclass(value, nn.Module) and _is_theirs(value)]
         got = f"a {class_name!r} that is no nn.Module class" if hasattr(module, class_name) else f"no {class_name!r}"
         raise TrainingError(
             f"model {name}: {getattr(module, '__file__', None) or module_name} has {got}; "
@@ -204,6 +208,10 @@ def told(name: str, during: str) -> Iterator[None]:
 def told_of(model: nn.Module, during: str) -> contextlib.AbstractContextManager[None]:
     """`told` for a model of the reader's own; nothing for ours."""
     return told(model.name, during) if isinstance(model, OwnModel) else contextlib.nullcontext()
+
+
+def _is_theirs(model_class: type) -> bool:
+    return model_class.__module__.split(".")[0] != "torch"
 
 
 def _where(function: Any) -> str:

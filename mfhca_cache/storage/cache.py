@@ -248,12 +248,13 @@ class Cache:
         return table.loc[ids]
 
     def copy_clips(
-        self, feature: str, wanted: np.ndarray, out: np.ndarray, progress: ProgressCallback = silent
+        self, feature: str, wanted: np.ndarray, out: np.ndarray | None, progress: ProgressCallback = silent
     ) -> np.ndarray:
         """Copy clips into ``out`` (clips, …), checked; their valid frames, int32 (clips,).
 
         Args:
             wanted: (clips,) the ``plan_row`` of clips that the feature holds (`clip_table`), in any order.
+            out: None for the valid frames alone.
 
         Raises:
             CacheError: damaged bytes.
@@ -267,7 +268,7 @@ class Cache:
                 continue
             opened = self._open(info.name, shard)
             rows = np.searchsorted(opened.shard.clip, wanted[places])
-            if bad := copy_checked(opened, rows, out, places):
+            if out is not None and (bad := copy_checked(opened, rows, out, places)):
                 raise CacheError(
                     f"{self._path(info, shard)}: {len(bad)} clip(s) are damaged (their digests differ), the first "
                     f"being clip {opened.shard.clip[bad[0]]} of the plan; delete {shard.name}.json beside it "

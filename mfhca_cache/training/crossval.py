@@ -118,8 +118,10 @@ def _identity(job: Job) -> dict[str, Any]:
     features = {name: job.cache.features[name].fingerprint for name in job.roles.values()}
     # The changes of the preset are in the recipe.
     options = {key: value for key, value in settings(job.options).items() if key not in ("features", *PRESET_CHANGES)}
-    # MFHCA names its inputs; another model sees them in the order given.
-    own = {"model_sha256": job.own.sha256, "inputs": list(job.roles)} if job.own else {}
+    own: dict[str, Any] = {}
+    if job.own is not None:
+        del options["settings"]  # MFHCA's
+        own = {"model_sha256": job.own.sha256, "inputs": list(job.roles)}  # It sees its inputs in the order given.
     return {
         "corpus": job.cache.corpus,
         "folds": [fold.name for fold in job.folds],

@@ -1,4 +1,4 @@
-"""A cache's clips as tensors on the device, in memory once for all folds, and batches of them.
+"""A cache's clips as tensors on the device, in memory once for all folds where they fit, and batches of them.
 
 Features stay as they are stored (float16) and become float32 a batch at a time. The spectrogram is standardised per
 bin with statistics of the fold's training clips, valid frames only; padding frames are 0 after scaling.
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import ClassMap, class_map
-from mfhca_cache.progress import ProgressCallback, silent
+from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.dataset import frame_mask
+from mfhca_cache.training.mapped import MappedFeature, that_fit
 
 ROLES = ("spectrogram", "encoder")
 _STATISTICS_CLIPS = 256
@@ -31,8 +32,8 @@ class CorpusData:
     """Clips of a corpus on a device, N clips of U utterances.
 
     Attributes:
-        inputs: role (spectrogram, encoder) → (N, …) of the stored type. A model of the reader's own has the features'
-            names for roles.
+        inputs: role (spectrogram, encoder) → (N, …) of the stored type, in memory where it fits. A model of the
+            reader's own has the features' names for roles.
         frames: role → (N,) int64, valid frames, for the inputs that have frames.
         labels: (N,) int64, class of each clip.
         owner: (N,) int64, each clip's utterance, 0 … U − 1.
@@ -40,7 +41,7 @@ class CorpusData:
         utterance_labels: (U,) int64.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Tensor | MappedFeature]
     frames: dict[str, Tensor]
     labels: Tensor
     owner: np.ndarray
@@ -163,20 +164,34 @@ def load_data(
     device: str,
     progress: ProgressCallback = silent,
 ) -> CorpusData:
-    """Load the clips of a table from `labelled_utterances` to the device.
+    """Load the clips of a table from `labelled_utterances` to the device; what does not fit is read as it is needed.
 
     Args:
         roles: from `resolve_features`.
     """
     table = utterances.reset_index(drop=True)
-    loaded = cache.load(list(roles.values()), list(table["utterance_id"]), progress=progress)
-    clips = loaded["clips"]
+    clips = cache.clip_table(list(roles.values()), list(table["utterance_id"]))
+    rows = clips["plan_row"].to_numpy()
+    sizes = {name: len(rows) * cache.features[name].clip_bytes for name in roles.values()}
+    resident = that_fit(sizes, device)
+    inputs: dict[str, Tensor | MappedFeature] = {}
+    frames: dict[str, Tensor] = {}
+    for role, name in roles.items():
+        info, memory = cache.features[name], None
+        if name in resident:
+            memory = torch.empty((len(rows), *info.shape), dtype=getattr(torch, info.dtype))
+        else:
+            detail = f"{sizes[name] / 1e9:.1f} GB do not fit in memory and are read batch by batch"
+            progress(Progress(f"loading {name}", len(rows), len(rows), "clips", detail=detail))
+        valid = cache.copy_clips(name, rows, None if memory is None else memory.numpy(), progress)
+        inputs[role] = MappedFeature(cache, name, rows, device) if memory is None else memory.to(device)
+        if info.frames is not None:
+            frames[role] = torch.from_numpy(valid.astype(np.int64)).to(device)
     owner = pd.Index(table["utterance_id"]).get_indexer(clips["utterance_id"])
     labels = np.array([classes.classes.index(name) for name in table["class"]], dtype=np.int64)
-    valid = {role: clips[f"valid_{n}"].to_numpy(np.int64) for role, n in roles.items() if cache.features[n].frames}
     return CorpusData(
-        {role: loaded[name].to(device) for role, name in roles.items()},
-        {role: torch.from_numpy(frames).to(device) for role, frames in valid.items()},
+        inputs,
+        frames,
         torch.from_numpy(labels[owner]).to(device),
         owner,
         table["utterance_id"].to_numpy(str),
