@@ -7,14 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from mfhca_cache.manifest import Rejected
 from mfhca_cache.storage.layout import FeatureInfo, clips_per_shard, read_plan, write_feature
 from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.reading import clip_rows
 from mfhca_cache.storage.shard import encode_shard
 
 
-def add_feature(folder: Path, name: str, shape: tuple[int, ...], layer: int | None = None, **settings: Any) -> None:
-    """Commit a feature of noise; with ``layer``, that layer of (L, frames, width) has the label planted in it."""
+def add_feature(
+    folder: Path, name: str, shape: tuple[int, ...], layer: int | None = None, without: str = "", **settings: Any
+) -> None:
+    """Commit a feature of noise.
+
+    Args:
+        layer: that layer of (L, frames, width) has the label planted in it.
+        without: an utterance that is recorded as rejected.
+    """
     plan = read_plan(folder)
     clip_bytes = 2 * int(np.prod(shape))
     info = FeatureInfo(
@@ -32,6 +40,9 @@ def add_feature(folder: Path, name: str, shape: tuple[int, ...], layer: int | No
     for split in plan.splits:
         for shard in info.shards(split):
             rows = np.arange(shard.first, shard.stop)
+            rows = rows[(clips["utterance_id"] != without).to_numpy()[rows]]
+            audio = plan.audio(shard.first, shard.stop)
+            rejected = (Rejected(without, "made so"),) if audio.pop(without, None) else ()
             content, receipt = encode_shard(
                 data[rows],
                 rows,
@@ -39,8 +50,8 @@ def add_feature(folder: Path, name: str, shape: tuple[int, ...], layer: int | No
                 name=shard.name,
                 fingerprint=info.fingerprint,
                 extent=(shard.first, shard.stop),
-                audio=plan.audio(shard.first, shard.stop),
-                rejected=(),
+                audio=audio,
+                rejected=rejected,
                 versions={},
             )
             publish(folder / name / f"{shard.name}.h5", content)

@@ -260,6 +260,21 @@ def test_a_damaged_clip_is_an_error_wherever_it_is_read(copy: Path) -> None:
         list(loader)
 
 
+def test_a_shard_that_lost_a_clip_gives_no_other_in_its_place(copy: Path) -> None:
+    # A clip less in the shard, as if its utterance had been rejected when the shard was extracted again.
+    add_feature(copy, "layers", (3, 20, 8))
+    dataset = open_cache(copy).dataset("layers")
+    nine = dataset[9]["layers"]
+    content = pickle.dumps(dataset)
+    for lost, number in (("Ses01_F001", 1), ("Ses01_M003", 9)):
+        add_feature(copy, "layers", (3, 20, 8), without=lost)
+        with pytest.raises(CacheError, match="its clips are not those of before; open the cache again"):
+            pickle.loads(content)[number]
+        assert len(open_cache(copy).dataset("layers")) == 29
+    add_feature(copy, "layers", (3, 20, 8), without="Ses01_F001")
+    assert torch.equal(pickle.loads(content)[9]["layers"], nine)
+
+
 def test_many_datasets_read_one_cache_at_once(small_cache: Cache) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

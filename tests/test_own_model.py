@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -24,7 +23,8 @@ from mfhca_cache.reporting.summary import paper_figures, summarise
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.training import mapped
 from mfhca_cache.training.crossval import cross_validate, run_name
-from mfhca_cache.training.job import prepare
+from mfhca_cache.training.data import fit_scaling
+from mfhca_cache.training.job import load_job_data, prepare
 from mfhca_cache.training.options import TrainOptions
 from mfhca_cache.training.result import load_checkpoint, read_fold
 from mfhca_cache.training.trainer import train_fold
@@ -86,8 +86,7 @@ def test_every_protocol_gives_the_same_kind_of_result(small_cache: Cache, tmp_pa
 
 def test_a_label_that_is_in_one_layer_is_learned(shapes_folder: Path) -> None:
     options = replace(OWN, features="layers", epochs=20, learning_rate=0.05)
-    results = cross_validate(open_cache(shapes_folder), options, device="cpu")
-    assert np.mean([result.ua for result in results]) > 0.9
+    assert train_fold(open_cache(shapes_folder), 1, options, device="cpu").ua == 1.0
 
 
 def test_the_same_seed_gives_the_same_numbers(small_cache: Cache) -> None:
@@ -104,8 +103,10 @@ def test_the_spectrogram_is_standardised_and_kept_with_the_model(small_cache: Ca
     assert isinstance(model, Flat) and not model.training and scaling is not None
     with safe_open(path, framework="pt") as file:
         assert set(file.keys()) == {*model.state_dict(), "scaling.mean", "scaling.std"}
-    ours = train_fold(small_cache, 1, TrainOptions(features="spectrogram", preset="quick", epochs=1), device="cpu")
-    assert torch.equal(scaling.mean, ours.state["scaling.mean"])
+    job = prepare(small_cache, TrainOptions(features="spectrogram"), "cpu")
+    data = load_job_data(job, job.folds)
+    ours = fit_scaling(data, data.clips_of(job.folds[0].train))
+    assert ours is not None and torch.equal(scaling.mean, ours.mean) and torch.equal(scaling.std, ours.std)
     # The rebuilt model predicts what was stored.
     name = "Ses01_M000"
     loaded = small_cache.load("spectrogram", [name])

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import importlib
 import inspect
+import os
 import traceback
 import warnings
 import weakref
@@ -33,7 +34,7 @@ from mfhca_cache.errors import TrainingError
 SCALING_KEYS = ("scaling.mean", "scaling.std")
 #: Whose frames are no help in finding the reader's mistake.
 _NOT_THEIRS = tuple(
-    f"{Path(str(file)).parent}/" for file in (Path(__file__).parent, torch.__file__, importlib.__file__)
+    str(Path(str(file)).parent) + os.sep for file in (Path(__file__).parent, torch.__file__, importlib.__file__)
 )
 _MOST_LINES = 8
 _seen: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()

@@ -257,7 +257,7 @@ class Cache:
             out: None for the valid frames alone.
 
         Raises:
-            CacheError: damaged bytes.
+            CacheError: damaged bytes, or a clip that the shard does not hold.
         """
         info = self.feature(feature)
         valid = np.empty(len(wanted), dtype=np.int32)
@@ -268,6 +268,9 @@ class Cache:
                 continue
             opened = self._open(info.name, shard)
             rows = np.searchsorted(opened.shard.clip, wanted[places])
+            # A shard that was extracted again since the clips were chosen may hold fewer.
+            if not np.array_equal(np.append(opened.shard.clip, -1)[rows], wanted[places]):
+                raise CacheError(f"{self._path(info, shard)}: its clips are not those of before; open the cache again")
             if out is not None and (bad := copy_checked(opened, rows, out, places)):
                 raise CacheError(
                     f"{self._path(info, shard)}: {len(bad)} clip(s) are damaged (their digests differ), the first "
