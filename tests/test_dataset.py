@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import mfhca_cache
-from mfhca_cache.errors import CacheError
+from mfhca_cache.errors import CacheError, TrainingError
+from mfhca_cache.extraction.pipeline import extract
+from mfhca_cache.manifest import Manifest
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.storage.dataset import frame_mask
+from mfhca_cache.training.job import prepare
+from mfhca_cache.training.options import TrainOptions
 
+from .conftest import TINY
 from .features import add_feature
+from .test_features import bert, of_text, spoken
 
 BOTH = ["spectrogram", "random-tiny"]
 
@@ -65,8 +72,8 @@ def test_an_utterance_is_all_its_clips(small_cache: Cache) -> None:
     name = "Ses02_F002"  # the one with two clips
     item = small_cache.utterance(name, BOTH)
     direct = small_cache.load(BOTH, [name])
-    assert set(item) == {*BOTH, *(f"valid_{feature}" for feature in BOTH), "utterance_id", "label"}
-    assert item["label"] == "neu"
+    assert set(item) == {*BOTH, *(f"valid_{feature}" for feature in BOTH), "utterance_id", "clips", "label"}
+    assert (item["label"], item["clips"]) == ("neu", 2)
     for feature in BOTH:
         assert torch.equal(item[feature], direct[feature]) and len(item[feature]) == 2
         assert item[f"valid_{feature}"].tolist() == list(direct["clips"][f"valid_{feature}"])
@@ -206,6 +213,46 @@ def test_features_of_every_shape_are_padded_and_masked(copy: Path) -> None:
     batch = whole.collate([whole[0], whole[1]])
     assert batch["layers"].shape == (2, 2, 3, 20, 8) and batch["means"].shape == (2, 2, 3, 16)
     assert batch["mask_layers"].sum(2).tolist() == [[8, 0], [20, 3]] and "mask_means" not in batch
+
+
+@pytest.fixture(scope="module")
+def with_text(small_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of one session's clips and transcripts, one of them empty."""
+    folder = tmp_path_factory.mktemp("text")
+    bert(folder / "bert")
+    manifest = spoken(small_manifest, {"Ses01_F000": ""})
+    extract(manifest, folder / "cache", replace(TINY, encoder=None), "session1", device="cpu")
+    extract(manifest, folder / "cache", of_text(folder / "bert"), "session1", device="cpu")
+    return folder / "cache"
+
+
+def test_text_lies_beside_clips_and_utterances(with_text: Path) -> None:
+    cache = open_cache(with_text)
+    ids = ["Ses01_F002", "Ses01_M001", "Ses01_F002"]
+    loaded = cache.load("bert", ids)["bert"]
+    assert len({len(text) for text in loaded}) == 2
+    whole = cache.dataset(["bert", "spectrogram"], ids, by="utterance")
+    assert [item["clips"] for item in whole] == [2, 1, 2]
+    for item, text in zip(whole, loaded, strict=True):
+        assert torch.equal(item["bert"], text) and item["valid_bert"] == len(text)
+    batch = whole.collate([whole[0], whole[1]])
+    assert batch["bert"].shape == (2, max(map(len, loaded)), 32) and batch["spectrogram"].shape == (2, 2, 300, 200)
+    assert batch["mask"].tolist() == [[True, True], [True, False]]
+    assert batch["mask_bert"].sum(1).tolist() == [len(loaded[0]), len(loaded[1])]
+    assert torch.equal(batch["bert"][1][batch["mask_bert"][1]], loaded[1])
+    clips = cache.dataset(["spectrogram", "bert"], ids)
+    assert [item["clip"] for item in clips] == [0, 1, 0, 0, 1]
+    for item, place in zip(clips, (0, 0, 1, 2, 2), strict=True):
+        assert torch.equal(item["bert"], loaded[place])
+    batch = clips.collate([clips[number] for number in range(5)])
+    assert batch["mask_bert"].sum(1).tolist() == [len(loaded[place]) for place in (0, 0, 1, 2, 2)]
+    assert len(cache.dataset(["spectrogram", "bert"], by="utterance")) == 7  # an empty text is none
+    assert len(cache.dataset("spectrogram", by="utterance")) == 8
+
+
+def test_training_on_text_is_refused_clearly(with_text: Path) -> None:
+    with pytest.raises(TrainingError, match=r"bert has features of utterances.*training takes features of clips"):
+        prepare(open_cache(with_text), TrainOptions("tests.own_models:Flat", "bert"), "cpu")
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(1, 8))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mfhca_cache.storage.cache import Cache
 
 #: What an item holds beside its features.
-ITEM_KEYS = ("utterance_id", "clip", "label")
+ITEM_KEYS = ("utterance_id", "clip", "clips", "label")
 
 
 def frame_mask(valid: Tensor, frames: int) -> Tensor:
@@ -44,7 +45,9 @@ class CacheDataset(Dataset[dict[str, Any]]):
         clip              int, 0, 1, … within the utterance
         label             str, the raw label of the manifest
 
-    By utterance there is no ``clip``, the features are (clips, …), and ``valid_<feature>`` is int64 (clips,).
+    By utterance there is ``clips``, their number, in place of ``clip``; the features are (clips, …), and
+    ``valid_<feature>`` is int64 (clips,). Either way a feature of utterances (text) is (rows, width), and its
+    ``valid_<feature>`` the number of rows.
 
     Attributes:
         cache: where it reads.
@@ -77,7 +80,9 @@ class CacheDataset(Dataset[dict[str, Any]]):
         clips = cache.clip_table(self.features, ids)
         self._plan_row = clips.pop("plan_row").to_numpy()
         self.clips = clips
-        self.utterances = cache.utterances.set_index("utterance_id", drop=False).loc[ids].reset_index(drop=True)
+        table = cache.utterances
+        self._utterance_row = pd.Index(table["utterance_id"]).get_indexer(pd.Index(ids, dtype=object))
+        self.utterances = table.iloc[self._utterance_row].reset_index(drop=True)
         self._ids, self._labels = list(self.utterances["utterance_id"]), list(self.utterances["label"])
         self._stop = self.utterances["clips"].to_numpy().cumsum()
 
@@ -97,10 +102,15 @@ class CacheDataset(Dataset[dict[str, Any]]):
             sizes = self.utterances["clips"].to_numpy()[places]
             rows = np.concatenate([np.arange(s - n, s) for s, n in zip(self._stop[places], sizes, strict=True)])
         items: list[dict[str, Any]] = [{"utterance_id": self._ids[at], "label": self._labels[at]} for at in owner]
-        if sizes is None:
-            for item, clip in zip(items, self.clips["clip"].to_numpy()[rows], strict=True):
-                item["clip"] = int(clip)
+        numbers = self.clips["clip"].to_numpy()[rows] if sizes is None else sizes
+        for item, number in zip(items, numbers.tolist(), strict=True):
+            item["clip" if sizes is None else "clips"] = number
         for name in self.features:
+            if self.cache.feature(name).per == "utterance":
+                texts = self.cache.copy_utterances(name, self._utterance_row[owner])
+                for item, text in zip(items, texts, strict=True):
+                    item[name], item[f"valid_{name}"] = text, len(text)
+                continue
             values, valid = self._read(name, rows)
             parts = values if sizes is None else values.split(sizes.tolist())
             valids = valid.tolist() if sizes is None else valid.split(sizes.tolist())
@@ -119,22 +129,27 @@ class CacheDataset(Dataset[dict[str, Any]]):
             mask              bool (B, clips): True where there is a clip
             mask_<feature>    bool (B, clips, frames): True where a frame is signal
 
-        Strings come as lists. A feature without frames, such as a mean over time, has no ``mask_<feature>``.
+        Strings come as lists. A feature without frames, such as a mean over time, has no ``mask_<feature>``. A feature
+        of utterances (text) is padded to the batch's longest, (B, rows, width), and its mask is (B, rows).
         """
         batch: dict[str, Any] = {key: [item[key] for item in items] for key in ("utterance_id", "label")}
         if self.by == "clip":
             batch["clip"] = torch.tensor([item["clip"] for item in items])
         else:
-            counts = torch.tensor([len(item[f"valid_{self.features[0]}"]) for item in items])
+            counts = torch.tensor([item["clips"] for item in items])
             batch["mask"] = frame_mask(counts, int(counts.max()))
         for name in self.features:
+            info = self.cache.feature(name)
             values, valid = [item[name] for item in items], [item[f"valid_{name}"] for item in items]
-            if self.by == "clip":
+            frames = info.frames
+            if info.per == "utterance":
+                batch[name], batch[f"valid_{name}"] = pad_sequence(values, batch_first=True), torch.tensor(valid)
+                frames = batch[name].shape[1]
+            elif self.by == "clip":
                 batch[name], batch[f"valid_{name}"] = torch.stack(values), torch.tensor(valid)
             else:
                 batch[name] = pad_sequence(values, batch_first=True)
                 batch[f"valid_{name}"] = pad_sequence(valid, batch_first=True)
-            frames = self.cache.feature(name).frames
             if frames is not None:
                 batch[f"mask_{name}"] = frame_mask(batch[f"valid_{name}"], frames)
         return batch

@@ -95,6 +95,11 @@ def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> 
             valid = ", ".join(["spectrogram+encoder", *names])
             raise TrainingError(f"{cache.path} has no feature {name!r} (from --features {features}); expected {valid}")
         info = cache.features[name]
+        if info.per != "clip":
+            raise TrainingError(
+                f"{cache.path}: {name} has features of utterances, any number of rows each, and training takes "
+                "features of clips; read it with cache.dataset or cache.load"
+            )
         role = name if any_feature else "spectrogram" if info.kind == "spectrogram" else "encoder"
         if role in roles:
             twice = f"{name} twice" if any_feature else f"two {role}s"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mfhca_cache.errors import TrainingError
-from mfhca_cache.folds import PROTOCOLS
+from mfhca_cache.folds import IMPORTED, PROTOCOLS
 from mfhca_cache.models.settings import MFHCASettings
 
 #: What a preset is where none was named: for MFHCA, and for a model of the reader's own.
@@ -50,12 +50,11 @@ PRESETS = {
     "paper": Preset(Recipe(), MFHCASettings()),
     "frozen": Preset(
         Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=16, epochs=40, patience=6),
-        # Eq. 9's softmax over 768 leaves weights near 1/768; its branch idles at first (benchmarks/attention_scale.py).
-        MFHCASettings(attention_scale=768.0),
+        MFHCASettings(),
     ),
     "quick": Preset(
         Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=8, epochs=20, patience=6),
-        MFHCASettings(attention_scale=768.0, channels=(8, 16, 24)),
+        MFHCASettings(channels=(8, 16, 24)),
     ),
 }
 
@@ -74,6 +73,8 @@ class TrainOptions:
         seed: of initial weights, dropout, order of batches, and the session protocol's validation set.
         epochs: at most; None for the preset's.
         learning_rate: None for the preset's.
+        folds: file or folder of folds from elsewhere (`mfhca_cache.splits.shapes`); the protocol is then ``imported``.
+        allow_leaks: train folds of such a file although training knows their test set; every output says so.
     """
 
     model: str = "mfhca"
@@ -84,6 +85,8 @@ class TrainOptions:
     seed: int = 0
     epochs: int | None = None
     learning_rate: float | None = None
+    folds: str | None = None
+    allow_leaks: bool = False
     recipe: Recipe = field(init=False)
     settings: MFHCASettings = field(init=False)
 
@@ -92,7 +95,11 @@ class TrainOptions:
             object.__setattr__(self, "preset", OWN_PRESET if self.own else DEFAULT_PRESET)
         if self.preset not in PRESETS:
             raise TrainingError(f"preset {self.preset!r} is not known; expected one of {', '.join(PRESETS)}")
-        if self.protocol not in PROTOCOLS:
+        if self.folds is not None and self.protocol in ("strict", IMPORTED):
+            object.__setattr__(self, "protocol", IMPORTED)
+        elif self.folds is not None:
+            raise TrainingError(f"got both the protocol {self.protocol!r} and folds from a file; expected one of them")
+        elif self.protocol not in PROTOCOLS:
             raise TrainingError(f"protocol {self.protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
         if self.epochs is not None and self.epochs < 1:
             raise TrainingError(f"epochs: got {self.epochs}; expected 1 or more")
