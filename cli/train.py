@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ from click.core import ParameterSource
 from rich.text import Text
 
 from mfhca_cache.folds import PROTOCOLS, Fold, choose_folds
+from mfhca_cache.models import MODELS
 from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
@@ -22,17 +24,27 @@ from .show import Screen, only_one, quiet_and_json
 @click.command()
 @click.option("--cache", type=click.Path(path_type=Path), help="The cache's own folder.  [the one in cache/]")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs go.")
-@click.option("--model", type=click.Choice(["mfhca"]), default="mfhca", show_default=True)
+@click.option(
+    "--model",
+    default="mfhca",
+    show_default=True,
+    metavar="mfhca|MODULE:CLASS",
+    help="MFHCA, or an nn.Module of your own, such as my_package.my_module:MyModel (docs/own-model.md).",
+)
 @click.option(
     "--features",
     default="spectrogram+encoder",
     show_default=True,
     metavar="NAMES",
-    help="spectrogram+encoder, spectrogram, or encoder; name the encoder's feature where the cache has several.",
+    help="spectrogram+encoder, spectrogram, or encoder; name the encoder's feature where the cache has several. "
+    "A model of your own takes any features of the cache, joined by +.",
 )
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), default="paper", show_default=True, help="Optimiser, epochs."
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Optimiser, epochs.  [paper; frozen for a model of your own]",
 )
+@click.option("--learning-rate", type=float, help="[the preset's]")
 @click.option(
     "--protocol", type=click.Choice(PROTOCOLS), default="strict", show_default=True, help="How folds are cut."
 )
@@ -57,7 +69,8 @@ def train(
     runs: Path,
     model: str,
     features: str,
-    preset: str,
+    preset: str | None,
+    learning_rate: float | None,
     protocol: str,
     folds: Path | None,
     allow_leaks: bool,
@@ -81,7 +94,12 @@ def train(
         mfhca train --fold 4
         mfhca train --fold all --protocol test-selected --seed 1 --name peeking
         mfhca train --folds EmoBox/data/iemocap
+        mfhca train --model my_module:MyModel --features encoder
     """
+    if ":" in model:
+        sys.path.insert(0, str(Path.cwd()))  # As `python -m` has it.
+    elif model not in MODELS:
+        raise click.UsageError(f"--model {model!r}: expected {', '.join(MODELS)}, or MODULE:CLASS for one of your own")
     chosen_by_user = click.get_current_context().get_parameter_source("protocol") == ParameterSource.COMMANDLINE
     if folds is not None and chosen_by_user:
         raise click.UsageError("--folds and --protocol both say how folds are cut; give one of them")
@@ -94,11 +112,12 @@ def train(
     options = TrainOptions(
         model=model,
         features=features,
-        preset=preset,
+        preset=preset or "",
         protocol=protocol,
         classes=classes,
         seed=seed,
         epochs=epochs,
+        learning_rate=learning_rate,
         folds=None if folds is None else str(folds),
         allow_leaks=allow_leaks,
     )
@@ -112,7 +131,9 @@ def train(
         for line in _caveats(chosen):
             screen.err.print(Text.assemble(("Caution: ", "bold yellow"), line))
         features = " + ".join(job.roles.values())
-        screen.err.print(f"[bold]{run}[/]: {features}, protocol {options.protocol}, preset {preset}, seed {seed}")
+        screen.err.print(
+            f"[bold]{run}[/]: {features}, protocol {options.protocol}, preset {options.preset}, seed {seed}"
+        )
         for item in chosen:
             there = "done before; " if has_fold(run, item.number) else ""
             screen.err.print(f"  fold {item.number}: {there}{_split(item)}")

@@ -6,6 +6,7 @@
     mfhca_cache.extract(manifest, "cache/emodb", mfhca_cache.ExtractSpec())
     cache = mfhca_cache.open_cache("cache/emodb")
     loaded = cache.load(["spectrogram", "hubert-base-ls960"])
+    dataset = cache.dataset("hubert-base-ls960", where="speaker != '03'")
     result = mfhca_cache.train_fold(cache, 1, mfhca_cache.TrainOptions(preset="frozen"))
 
 Names are loaded when they are first used, so that importing the package loads neither torch nor transformers.
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     from mfhca_cache.splits.leaks import find_leaks as find_leaks
     from mfhca_cache.storage.cache import Cache as Cache
     from mfhca_cache.storage.cache import open_cache as open_cache
+    from mfhca_cache.storage.dataset import CacheDataset as CacheDataset
+    from mfhca_cache.storage.dataset import frame_mask as frame_mask
     from mfhca_cache.training.crossval import cross_validate as cross_validate
+    from mfhca_cache.training.data import labelled_utterances as labelled_utterances
     from mfhca_cache.training.options import TrainOptions as TrainOptions
     from mfhca_cache.training.result import FoldResult as FoldResult
     from mfhca_cache.training.result import load_checkpoint as load_checkpoint
@@ -66,7 +70,10 @@ _HOMES = {
     "find_leaks": "splits.leaks",
     "Cache": "storage.cache",
     "open_cache": "storage.cache",
+    "CacheDataset": "storage.dataset",
+    "frame_mask": "storage.dataset",
     "cross_validate": "training.crossval",
+    "labelled_utterances": "training.data",
     "TrainOptions": "training.options",
     "FoldResult": "training.result",
     "load_checkpoint": "training.result",

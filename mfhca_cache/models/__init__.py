@@ -27,7 +27,7 @@ __all__ = [
     "released",
 ]
 
-#: Names that `build_model` knows.
+#: Names that `build_model` knows. A model of the reader's own is named ``module:Class`` (`mfhca_cache.models.own`).
 MODELS = ("mfhca",)
 #: What a model can be given, and the keyword arguments of its forward.
 INPUTS = ("spectrogram", "encoder")

@@ -52,7 +52,7 @@ class RunSummary:
         caveats: what must be said beside the scores; what is true of some folds only has their names before it.
         optimistic: whether the test set had a say in the training of any fold.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from, or None.
-        paper: WA and UA in percent and the row of the paper's table, where the corpus is IEMOCAP.
+        paper: WA and UA in percent and the row of the paper's table, where the model is MFHCA and the corpus IEMOCAP.
     """
 
     run: Path
@@ -125,7 +125,7 @@ def summarise(run: str | Path) -> RunSummary:
         pooled={key: value for level in LEVELS for key, value in _pooled(level, confusion[level]).items()},
         confusion=confusion,
         caveats=_caveats(records),
-        paper=paper_figures(first["corpus"], first["features"], first["classes"]),
+        paper=paper_figures(first["corpus"], first["features"], first["classes"], first["model"]),
         optimistic=any(record.get("optimistic", False) for record in records),
         folds_from=first.get("folds_from"),
     )
@@ -139,9 +139,11 @@ def write_report(summary: RunSummary) -> tuple[Path, Path]:
     return paths
 
 
-def paper_figures(corpus: str, features: dict[str, str], classes: Sequence[str]) -> tuple[float, float, str] | None:
-    """The paper's WA and UA for these inputs, only where the corpus and the classes are the paper's."""
-    if corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
+def paper_figures(
+    corpus: str, features: dict[str, str], classes: Sequence[str], model: str = "mfhca"
+) -> tuple[float, float, str] | None:
+    """The paper's WA and UA for these inputs, only where the model, the corpus and the classes are the paper's."""
+    if model != "mfhca" or corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
         return None
     encoder = features.get("encoder", "")
     return next(

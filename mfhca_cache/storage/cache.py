@@ -11,31 +11,23 @@ Every clip's digest is checked when it is first read; a clip that does not verif
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from mfhca_cache.errors import CacheError
-from mfhca_cache.manifest import samples_16k
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import ClipSpec
+from mfhca_cache.storage.dataset import CacheDataset
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, read_feature, read_plan
-from mfhca_cache.storage.shard import Receipt, Shard, clip_digest, file_sha256, open_shard, read_receipt
-
-_CHECK_ROWS = 32  # clips a thread checks at a time: 7 MB of HuBERT-base
-
-
-@dataclass
-class _OpenShard:
-    shard: Shard
-    checked: np.ndarray
+from mfhca_cache.storage.reading import OpenShard, clip_rows, copy_checked
+from mfhca_cache.storage.select import Where, choose_ids
+from mfhca_cache.storage.shard import Receipt, file_sha256, open_shard, read_receipt
 
 
 @dataclass
@@ -51,7 +43,11 @@ class Cache:
     path: Path
     plan: Plan
     features: dict[str, FeatureInfo]
-    _opened: dict[tuple[str, str], _OpenShard] = field(default_factory=dict, repr=False)
+    _opened: dict[tuple[str, str], OpenShard] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the opened shards: another process opens and checks its own, wherever it runs."""
+        return {**self.__dict__, "path": self.path.absolute(), "_opened": {}}
 
     @property
     def corpus(self) -> str:
@@ -113,11 +109,43 @@ class Cache:
             first, units = self._units(info)
             stored = np.zeros(int(units.sum()) + 1, dtype=np.int64)
             for shard in self.plan.shards(info, splits):
-                if self._receipt(info, shard) is not None:
+                if (name, shard.name) in self._opened or self._receipt(info, shard) is not None:
                     stored[self._open(name, shard).shard.clip + 1] = 1
             total = np.cumsum(stored)
             whole &= total[first + units] - total[first] == units
         return list(self.plan.utterances["utterance_id"][whole])
+
+    def select(self, where: Where = None, features: str | Sequence[str] = ()) -> list[str]:
+        """Ids of the utterances that ``where`` chooses and that all the features hold.
+
+        ``where`` is a condition (``"speaker != '1F'"``), a function or a boolean mask over `utterances`, or a list of
+        ids, which is taken as it is; `mfhca_cache.storage.select` says what each means.
+        """
+        names = [features] if isinstance(features, str) else list(features)
+        return choose_ids(self.plan.utterances, where, self.available(names))
+
+    def dataset(
+        self, features: str | Sequence[str], where: Where = None, by: Literal["clip", "utterance"] = "clip"
+    ) -> CacheDataset:
+        """A map-style torch Dataset that reads clips when they are asked for; see `CacheDataset` and `select`.
+
+        Args:
+            features: one name or several.
+            where: which utterances; see `select`.
+            by: an item is a ``clip``, or all clips of an ``utterance``.
+
+        Raises:
+            CacheError: an unknown feature or id, an utterance not extracted or rejected, or nothing chosen.
+        """
+        return CacheDataset(self, features, where, by)
+
+    def utterance(self, utterance_id: str, features: str | Sequence[str]) -> dict[str, Any]:
+        """All clips of one utterance, as an item of ``dataset(features, by="utterance")``, which reads many faster.
+
+        Raises:
+            CacheError: see `load`.
+        """
+        return self.dataset(features, [utterance_id], by="utterance")[0]
 
     def load(
         self,
@@ -145,19 +173,23 @@ class Cache:
         names = [features] if isinstance(features, str) else list(features)
         infos = [self.feature(name) for name in names]
         rows = self._rows(names, utterance_ids)
-        clips = self._clip_table(rows)
-        wanted = clips.pop("_clip").to_numpy()
+        clips = clip_rows(rows, self.clip)
+        wanted = clips.pop("plan_row").to_numpy()
         result: dict[str, Any] = {}
         for info in infos:
             if info.per == "utterance":
                 result["utterances"] = list(rows["utterance_id"])
-                result[info.name] = self._read_utterances(info, rows.index, progress)
+                result[info.name] = self.copy_utterances(info.name, rows.index.to_numpy(), progress)
                 continue
             tensor = torch.empty((len(wanted), *info.shape), dtype=getattr(torch, info.dtype))
-            clips[f"valid_{info.name}"] = self._read(info, wanted, tensor.numpy(), progress)
+            clips[f"valid_{info.name}"] = self.copy_clips(info.name, wanted, tensor.numpy(), progress)
             result[info.name] = tensor
         result["clips"] = clips
         return result
+
+    def clip_table(self, features: Sequence[str], utterance_ids: Iterable[str] | None = None) -> pd.DataFrame:
+        """A row a clip of the utterances, as `load` takes them: utterance_id, clip, valid_samples and plan_row."""
+        return clip_rows(self._rows(features, utterance_ids), self.clip)
 
     def verify(self, *, progress: ProgressCallback = silent) -> list[str]:
         """Reread every byte of every shard that has a receipt; a list of what is wrong, empty where all is well."""
@@ -189,7 +221,7 @@ class Cache:
     def _receipt(self, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
         return shard_receipt(self.path, self.plan, info, shard)
 
-    def _open(self, feature: str, shard: ShardRange) -> _OpenShard:
+    def _open(self, feature: str, shard: ShardRange) -> OpenShard:
         key = (feature, shard.name)
         if key not in self._opened:
             info = self.features[feature]
@@ -200,7 +232,7 @@ class Cache:
                     f"run `mfhca extract --split {shard.split}`"
                 )
             opened = open_shard(self._path(info, shard), receipt)
-            self._opened[key] = _OpenShard(opened, np.zeros(len(opened.clip), dtype=bool))
+            self._opened[key] = OpenShard(opened, np.zeros(len(opened.clip), dtype=bool))
         return self._opened[key]
 
     def _rows(self, names: Sequence[str], utterance_ids: Iterable[str] | None) -> pd.DataFrame:
@@ -227,56 +259,64 @@ class Cache:
             return np.arange(len(table)), np.ones(len(table), dtype=np.int64)
         return table["first_clip"].to_numpy(), table["clips"].to_numpy()
 
-    def _clip_table(self, rows: pd.DataFrame) -> pd.DataFrame:
-        counts = rows["clips"].to_numpy()
-        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        samples = np.repeat(samples_16k(rows), counts)
-        return pd.DataFrame(
-            {
-                "utterance_id": np.repeat(rows["utterance_id"].to_numpy(), counts),
-                "clip": number,
-                "valid_samples": np.minimum(self.clip.samples, samples - number * self.clip.samples),
-                "_clip": np.repeat(rows["first_clip"].to_numpy(), counts) + number,
-            }
-        )
+    def copy_clips(
+        self, feature: str, wanted: np.ndarray, out: np.ndarray | None, progress: ProgressCallback = silent
+    ) -> np.ndarray:
+        """Copy clips into ``out`` (clips, …), checked; their valid frames, int32 (clips,).
 
-    def _read(self, info: FeatureInfo, wanted: np.ndarray, out: np.ndarray, progress: ProgressCallback) -> np.ndarray:
-        """Copy the clips ``wanted`` (rows of the plan, any order) into ``out``; their valid frames."""
+        Args:
+            wanted: (clips,) the ``plan_row`` of clips that the feature holds (`clip_table`), in any order.
+            out: None for the valid frames alone.
+
+        Raises:
+            CacheError: damaged bytes, or a clip that the shard does not hold.
+        """
+        info = self.feature(feature)
         valid = np.empty(len(wanted), dtype=np.int32)
         done = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for shard in self._shards(info):
-                places = np.flatnonzero((wanted >= shard.first) & (wanted < shard.stop))
-                if not len(places):
-                    continue
-                opened = self._open(info.name, shard)
-                rows = np.searchsorted(opened.shard.clip, wanted[places])
-                parts = [slice(at, at + _CHECK_ROWS) for at in range(0, len(places), _CHECK_ROWS)]
-                jobs = [pool.submit(_copy_checked, opened, rows[part], out, places[part]) for part in parts]
-                bad = [row for job in jobs for row in job.result()]
-                if bad:
-                    raise self._damage(info, shard, bad)
-                valid[places] = opened.shard.valid[rows]
-                done += len(places)
-                progress(Progress(f"loading {info.name}", done, len(wanted), "clips"))
+        for shard in self._shards(info):
+            places = np.flatnonzero((wanted >= shard.first) & (wanted < shard.stop))
+            if not len(places):
+                continue
+            opened = self._open(info.name, shard)
+            rows = self._stored_rows(info, shard, wanted[places])
+            if out is not None and (bad := copy_checked(opened, rows, out, places)):
+                raise self._damage(info, shard, bad)
+            valid[places] = opened.shard.valid[rows]
+            done += len(places)
+            progress(Progress(f"loading {info.name}", done, len(wanted), "clips"))
         return valid
 
-    def _read_utterances(self, info: FeatureInfo, wanted: pd.Index, progress: ProgressCallback) -> list[torch.Tensor]:
-        """The rows (rows, …) of each utterance ``wanted`` (rows of the plan, any order)."""
+    def copy_utterances(
+        self, feature: str, wanted: np.ndarray, progress: ProgressCallback = silent
+    ) -> list[torch.Tensor]:
+        """The rows (rows, …) of each utterance ``wanted`` (rows of the plan, any order), checked, of a text feature."""
+        info = self.feature(feature)
         found: dict[int, torch.Tensor] = {}
         for shard in self._shards(info):
             places = sorted({int(place) for place in wanted if shard.first <= place < shard.stop})
             if not places:
                 continue
             opened = self._open(info.name, shard)
-            rows = np.searchsorted(opened.shard.clip, places)
+            rows = self._stored_rows(info, shard, np.array(places))
             out = np.empty((len(rows), *opened.shard.data.shape[1:]), dtype=info.dtype)
-            if bad := _copy_checked(opened, rows, out, np.arange(len(rows))):
+            if bad := copy_checked(opened, rows, out, np.arange(len(rows))):
                 raise self._damage(info, shard, bad)
             for number, place in enumerate(places):
                 found[place] = torch.from_numpy(out[number, : opened.shard.valid[rows[number]]].copy())
             progress(Progress(f"loading {info.name}", len(found), len(wanted), "utterances"))
         return [found[place] for place in wanted]
+
+    def _stored_rows(self, info: FeatureInfo, shard: ShardRange, wanted: np.ndarray) -> np.ndarray:
+        """Where in an opened shard the clips or utterances lie."""
+        stored = self._opened[info.name, shard.name].shard.clip
+        rows = np.searchsorted(stored, wanted)
+        # A shard that was extracted again since they were chosen may hold fewer.
+        if not np.array_equal(np.append(stored, -1)[rows], wanted):
+            raise CacheError(
+                f"{self._path(info, shard)}: its {info.per}s are not those of before; open the cache again"
+            )
+        return rows
 
     def _damage(self, info: FeatureInfo, shard: ShardRange, rows: Sequence[int]) -> CacheError:
         first = self._opened[info.name, shard.name].shard.clip[rows[0]]
@@ -285,20 +325,6 @@ class Cache:
             f"being {info.per} {first} of the plan; delete {shard.name}.json beside it "
             f"and run `mfhca extract --split {shard.split}`"
         )
-
-
-def _copy_checked(opened: _OpenShard, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> list[int]:
-    """Copy rows of a shard to places of ``out``, then check the copy of those never checked before."""
-    out[places] = opened.shard.data[rows]
-    new = ~opened.checked[rows]
-    bad = [
-        int(row)
-        for row, place in zip(rows[new], places[new], strict=True)
-        if clip_digest(out[place]) != opened.shard.digest[row].tobytes()
-    ]
-    if not bad:
-        opened.checked[rows] = True
-    return bad
 
 
 def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange) -> Receipt | None:

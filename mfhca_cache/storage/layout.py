@@ -165,6 +165,11 @@ class FeatureInfo:
         """The axis of ``shape`` that counts frames (or tokens), or None where they were pooled."""
         return None if self.settings.get("pool") else len(self.shape) - 2
 
+    @property
+    def frames(self) -> int | None:
+        """Frames of one clip; None where they were pooled, and for a feature of utterances."""
+        return None if self.frame_axis is None or self.per != "clip" else self.shape[self.frame_axis]
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a shard's array of this shape, rows first, is one of the feature's."""
         if self.per == "clip":

@@ -14,7 +14,7 @@ from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.publish import publish_json
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.job import Job, check_folds, load_job_data, prepare
-from mfhca_cache.training.options import TrainOptions
+from mfhca_cache.training.options import PRESET_CHANGES, TrainOptions
 from mfhca_cache.training.result import FoldResult, fold_folder, read_fold, write_fold
 from mfhca_cache.training.trainer import train_fold
 
@@ -25,13 +25,13 @@ _USED_COLUMNS = ("utterance_id", "speaker", "session", "class")
 def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str]) -> str:
     """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache.
 
-    Imported folds are named by their file: ``imported-emobox``.
+    Imported folds are named by their file: ``imported-emobox``. A model of the reader's own is called by its class.
     """
-    protocol = options.protocol
+    protocol, model = options.protocol, options.model.rpartition(":")[2]
     if options.folds is not None:
         stem = Path(options.folds).resolve().stem
         protocol += "-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
-    return "-".join([cache.corpus, options.model, "+".join(roles.values()), protocol, options.preset])
+    return "-".join([cache.corpus, model, "+".join(roles.values()), protocol, options.preset])
 
 
 def cross_validate(
@@ -102,21 +102,30 @@ def begin_run(folder: Path, job: Job) -> None:
             raise TrainingError(f"{folder}: could not be made ({error.strerror})") from error
         publish_json(path, mine)
         return
-    changed = differences(read_json(path), mine)
+    before = read_json(path)
+    changed = differences(before, mine)
     if changed:
+        suffix = f"seed{job.options.seed}"
+        if job.own is not None and before.get("model_sha256") != job.own.sha256:
+            suffix = job.own.sha256[:8]
+            changed.append(f"{job.own.file} is not what it was when this run was begun")
         raise TrainingError(
             f"{folder} holds a run of other settings, and folds of two kinds are never mixed.\n  "
             + "\n  ".join(changed)
-            + f"\nGive this run its own name, such as --name {folder.name}-seed{job.options.seed}, or delete it."
+            + f"\nGive this run its own name, such as --name {folder.name}-{suffix}, or delete it."
         )
 
 
 def _identity(job: Job) -> dict[str, Any]:
     """Everything that the folds of a run have in common."""
     features = {name: job.cache.features[name].fingerprint for name in job.roles.values()}
-    # Folds from a file are known by its SHA-256, wherever it lies.
-    left_out = ("features", "epochs", "folds", "allow_leaks")
+    # Folds from a file are known by its SHA-256, wherever it lies; the changes of the preset are in the recipe.
+    left_out = ("features", "folds", "allow_leaks", *PRESET_CHANGES)
     options = {key: value for key, value in settings(job.options).items() if key not in left_out}
+    more: dict[str, Any] = {"folds_from": job.folds_from} if job.folds_from else {}
+    if job.own is not None:
+        del options["settings"]  # MFHCA's
+        more |= {"model_sha256": job.own.sha256, "inputs": list(job.roles)}  # It sees its inputs in the order given.
     return {
         "corpus": job.cache.corpus,
         "folds": [fold.name for fold in job.folds],
@@ -128,4 +137,5 @@ def _identity(job: Job) -> dict[str, Any]:
         # Through JSON, because tuples come back from run.json as lists.
         "options": json.loads(canonical_json(options)),
         "features": dict(job.roles),
-    } | ({"folds_from": job.folds_from} if job.folds_from else {})
+        **more,
+    }

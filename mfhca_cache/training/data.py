@@ -1,4 +1,4 @@
-"""A cache's clips as tensors on the device, in memory once for all folds, and batches of them.
+"""A cache's clips as tensors on the device, in memory once for all folds where they fit, and batches of them.
 
 Features stay as they are stored (float16) and become float32 a batch at a time. The spectrogram is standardised per
 bin with statistics of the fold's training clips, valid frames only; padding frames are 0 after scaling.
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import ClassMap, class_map
-from mfhca_cache.progress import ProgressCallback, silent
+from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
+from mfhca_cache.storage.dataset import frame_mask
+from mfhca_cache.training.mapped import MappedFeature, that_fit
 
 ROLES = ("spectrogram", "encoder")
 _STATISTICS_CLIPS = 256
@@ -30,16 +32,17 @@ class CorpusData:
     """Clips of a corpus on a device, N clips of U utterances.
 
     Attributes:
-        inputs: role (spectrogram, encoder) → (N, …) of the stored type.
-        frames: (N,) int64, valid spectrogram frames; empty where there is no spectrogram.
+        inputs: role (spectrogram, encoder) → (N, …) of the stored type, in memory where it fits. A model of the
+            reader's own has the features' names for roles.
+        frames: role → (N,) int64, valid frames, for the inputs that have frames.
         labels: (N,) int64, class of each clip.
         owner: (N,) int64, each clip's utterance, 0 … U − 1.
         utterance_ids: (U,) in the order of ``owner``.
         utterance_labels: (U,) int64.
     """
 
-    inputs: dict[str, Tensor]
-    frames: Tensor
+    inputs: dict[str, Tensor | MappedFeature]
+    frames: dict[str, Tensor]
     labels: Tensor
     owner: np.ndarray
     utterance_ids: np.ndarray
@@ -61,14 +64,18 @@ class Scaling:
     def apply(self, spectrogram: Tensor, frames: Tensor) -> Tensor:
         """(B, T, bins) in dB → float32, standardised, 0 from frame ``frames`` (B,) on."""
         scaled = (spectrogram.float() - self.mean) / self.std
-        return scaled * _valid(scaled, frames)
+        return scaled * frame_mask(frames, scaled.shape[1])[:, :, None]
 
 
-def resolve_features(cache: Cache, features: str) -> dict[str, str]:
+def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> dict[str, str]:
     """``spectrogram+encoder`` and the like → role → the name of a feature of the cache.
 
+    Args:
+        any_feature: for a model of the reader's own: any features, each its own role, in the order given.
+
     Raises:
-        TrainingError: an unknown name, the same role twice, or ``encoder`` where the cache has none or several.
+        TrainingError: an unknown name, the same role twice, ``encoder`` where the cache has none or several, or a
+            feature whose clips MFHCA cannot take.
     """
     roles: dict[str, str] = {}
     for part in features.replace(",", "+").split("+"):
@@ -84,13 +91,26 @@ def resolve_features(cache: Cache, features: str) -> dict[str, str]:
                 raise TrainingError(f"{cache.path}: --features encoder needs one encoder's features; it has {found}")
             name = have[0]
         if name not in cache.features:
-            valid = ", ".join(["spectrogram+encoder", "spectrogram", "encoder", *cache.encoders()])
+            names = sorted(cache.features) if any_feature else ["spectrogram", "encoder", *cache.encoders()]
+            valid = ", ".join(["spectrogram+encoder", *names])
             raise TrainingError(f"{cache.path} has no feature {name!r} (from --features {features}); expected {valid}")
-        role = "spectrogram" if cache.features[name].kind == "spectrogram" else "encoder"
+        info = cache.features[name]
+        if info.per != "clip":
+            raise TrainingError(
+                f"{cache.path}: {name} has features of utterances, any number of rows each, and training takes "
+                "features of clips; read it with cache.dataset or cache.load"
+            )
+        role = name if any_feature else "spectrogram" if info.kind == "spectrogram" else "encoder"
         if role in roles:
-            raise TrainingError(f"--features {features} names two {role}s; expected at most one of each")
+            twice = f"{name} twice" if any_feature else f"two {role}s"
+            raise TrainingError(f"--features {features} names {twice}; expected at most one of each")
+        if not any_feature and (info.frames is None or len(info.shape) != 2):
+            raise TrainingError(
+                f"{cache.path}: a clip of {name} has shape {info.shape}, and mfhca needs (frames, width); choose "
+                "another feature, or train a model of your own on this one: --model my_module:MyModel"
+            )
         roles[role] = name
-    return {role: roles[role] for role in ROLES if role in roles}
+    return roles if any_feature else {role: roles[role] for role in ROLES if role in roles}
 
 
 def labelled_utterances(cache: Cache, classes: str, features: Iterable[str]) -> tuple[pd.DataFrame, ClassMap]:
@@ -149,21 +169,34 @@ def load_data(
     device: str,
     progress: ProgressCallback = silent,
 ) -> CorpusData:
-    """Load the clips of a table from `labelled_utterances` to the device.
+    """Load the clips of a table from `labelled_utterances` to the device; what does not fit is read as it is needed.
 
     Args:
         roles: from `resolve_features`.
     """
     table = utterances.reset_index(drop=True)
-    loaded = cache.load(list(roles.values()), list(table["utterance_id"]), progress=progress)
-    clips = loaded["clips"]
+    clips = cache.clip_table(list(roles.values()), list(table["utterance_id"]))
+    rows = clips["plan_row"].to_numpy()
+    sizes = {name: len(rows) * cache.features[name].clip_bytes for name in roles.values()}
+    resident = that_fit(sizes, device)
+    inputs: dict[str, Tensor | MappedFeature] = {}
+    frames: dict[str, Tensor] = {}
+    for role, name in roles.items():
+        info, memory = cache.features[name], None
+        if name in resident:
+            memory = torch.empty((len(rows), *info.shape), dtype=getattr(torch, info.dtype))
+        else:
+            detail = f"{sizes[name] / 1e9:.1f} GB do not fit in memory and are read batch by batch"
+            progress(Progress(f"loading {name}", len(rows), len(rows), "clips", detail=detail))
+        valid = cache.copy_clips(name, rows, None if memory is None else memory.numpy(), progress)
+        inputs[role] = MappedFeature(cache, name, rows, device) if memory is None else memory.to(device)
+        if info.frames is not None:
+            frames[role] = torch.from_numpy(valid.astype(np.int64)).to(device)
     owner = pd.Index(table["utterance_id"]).get_indexer(clips["utterance_id"])
     labels = np.array([classes.classes.index(name) for name in table["class"]], dtype=np.int64)
-    spectrogram = roles.get("spectrogram")
-    frames = clips[f"valid_{spectrogram}"].to_numpy(np.int64) if spectrogram else np.zeros(0, dtype=np.int64)
     return CorpusData(
-        {role: loaded[name].to(device) for role, name in roles.items()},
-        torch.from_numpy(frames).to(device),
+        inputs,
+        frames,
         torch.from_numpy(labels[owner]).to(device),
         owner,
         table["utterance_id"].to_numpy(str),
@@ -175,27 +208,27 @@ def fit_scaling(data: CorpusData, clips: Tensor) -> Scaling | None:
     """Statistics of the valid frames of the clips, in float64; None where there is no spectrogram."""
     if "spectrogram" not in data.inputs:
         return None
+    frames = data.frames["spectrogram"]
     total = squares = torch.zeros(data.inputs["spectrogram"].shape[2], dtype=torch.float64, device=data.labels.device)
     count = 0
     for part in clips.split(_STATISTICS_CLIPS):
         values = data.inputs["spectrogram"][part].double()
-        values = values * _valid(values, data.frames[part])
+        values = values * frame_mask(frames[part], values.shape[1])[:, :, None]
         total, squares = total + values.sum((0, 1)), squares + values.square().sum((0, 1))
-        count += int(data.frames[part].sum())
+        count += int(frames[part].sum())
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_STD)
     return Scaling(mean.float(), std.float())
-
-
-def _valid(values: Tensor, frames: Tensor) -> Tensor:
-    """True for the first ``frames`` (B,) frames of values (B, T, …): bool (B, T, 1)."""
-    position = torch.arange(values.shape[1], device=values.device)
-    return (position < frames[:, None])[:, :, None]
 
 
 def gather(data: CorpusData, clips: Tensor, scaling: Scaling | None) -> dict[str, Tensor]:
     """A batch as the model takes it: role → float32 (B, …)."""
     batch = {role: values[clips] for role, values in data.inputs.items()}
     if scaling is not None:
-        batch["spectrogram"] = scaling.apply(batch["spectrogram"], data.frames[clips])
+        batch["spectrogram"] = scaling.apply(batch["spectrogram"], data.frames["spectrogram"][clips])
     return {role: values.float() for role, values in batch.items()}
+
+
+def masks(data: CorpusData, clips: Tensor) -> dict[str, Tensor]:
+    """Which frames of a batch are signal: role → bool (B, frames), for the inputs that have frames."""
+    return {role: frame_mask(valid[clips], data.inputs[role].shape[-2]) for role, valid in data.frames.items()}

@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import nn
 
 from mfhca_cache.device import resolve_device
 from mfhca_cache.folds import Fold, check_speakers, make_folds
 from mfhca_cache.labels import ClassMap
+from mfhca_cache.models import build_model
+from mfhca_cache.models.own import ModelSource, OwnSettings, build_own, find_model
 from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.splits.imported import imported_folds, refuse_leaks
@@ -36,6 +40,7 @@ class Job:
         folds: every fold of the protocol.
         device: cpu or cuda.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from; None for our protocols.
+        own: the model's class and its file, where it is the reader's own.
     """
 
     cache: Cache
@@ -46,22 +51,25 @@ class Job:
     folds: list[Fold]
     device: str
     folds_from: dict[str, Any] | None = None
+    own: ModelSource | None = None
 
 
 def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
     """Resolve what a run needs, without reading features.
 
     Raises:
-        TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class.
+        TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class, or
+            there is no such model.
     """
-    roles = resolve_features(cache, options.features)
+    own = find_model(options.model) if options.own else None
+    roles = resolve_features(cache, options.features, any_feature=options.own)
     table, classes = labelled_utterances(cache, options.classes, roles.values())
     source = None
     if options.folds is None:
         folds = make_folds(table, options.protocol, options.seed)
     else:
         folds, source = imported_folds(cache.plan.utterances, table, options.folds, options.seed)
-    return Job(cache, options, roles, table, classes, folds, resolve_device(device), source)
+    return Job(cache, options, roles, table, classes, folds, resolve_device(device), source, own)
 
 
 def check_folds(job: Job, folds: list[Fold]) -> None:
@@ -90,13 +98,31 @@ def load_job_data(job: Job, folds: list[Fold], progress: ProgressCallback = sile
     return load_data(job.cache, job.roles, table, job.classes, job.device, progress)
 
 
-def model_settings(job: Job) -> MFHCASettings:
-    """The preset's model, with the number of classes and the encoder's size that the cache has."""
+def model_settings(job: Job) -> MFHCASettings | OwnSettings:
+    """The preset's model, with the number of classes and the encoder's size that the cache has.
+
+    For a model of the reader's own: the shapes of the features and the number of classes.
+    """
+    if job.own is not None:
+        shapes = {name: job.cache.features[name].shape for name in job.roles.values()}
+        return OwnSettings(shapes, len(job.classes.classes))
     found: dict[str, Any] = {"n_classes": len(job.classes.classes)}
     if "encoder" in job.roles:
         frames, width = job.cache.features[job.roles["encoder"]].shape
         found |= {"encoder_frames": frames, "encoder_width": width}
     return replace(job.options.settings, **found)
+
+
+def make_model(job: Job, settings: MFHCASettings | OwnSettings) -> nn.Module:
+    """The run's model as `model_settings` says, from torch's random state, on the run's device.
+
+    Raises:
+        TrainingError: a model of the reader's own that cannot be made.
+    """
+    if isinstance(settings, OwnSettings):
+        return build_own(job.own or find_model(job.options.model), settings).to(job.device)
+    model = build_model(job.options.model, tuple(job.roles), settings).to(job.device)
+    return model.to(memory_format=torch.channels_last) if job.device == "cpu" else model  # type: ignore[call-overload]
 
 
 def caveats(job: Job, fold: Fold) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import IMPORTED, PROTOCOLS
 from mfhca_cache.models.settings import MFHCASettings
+
+#: What a preset is where none was named: for MFHCA, and for a model of the reader's own.
+DEFAULT_PRESET, OWN_PRESET = "paper", "frozen"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Preset:
     model: MFHCASettings
 
 
+#: Options that change one figure of the preset's recipe.
+PRESET_CHANGES = ("epochs", "learning_rate")
 #: paper: as section III-A states. frozen: for features that are not fine-tuned. quick: the same with half the
 #: channels, to try things on a CPU.
 PRESETS = {
@@ -58,30 +64,35 @@ class TrainOptions:
     """Everything that decides a run's numbers, but for the cache and the machine.
 
     Attributes:
-        model: ``mfhca``.
-        features: ``spectrogram+encoder``, ``spectrogram`` or ``encoder``; an encoder may be named by its feature.
-        preset: one of `PRESETS`.
+        model: ``mfhca``, or ``module:Class``, an nn.Module of the reader's own (`mfhca_cache.models.own`).
+        features: ``spectrogram+encoder``, ``spectrogram`` or ``encoder``; an encoder may be named by its feature. A
+            model of the reader's own takes any features of the cache, joined by ``+``.
+        preset: one of `PRESETS`; by default ``paper``, and ``frozen`` for a model of the reader's own.
         protocol: one of `mfhca_cache.folds.PROTOCOLS`.
         classes: a class map: ``four-class``, ``all`` or a JSON file.
         seed: of initial weights, dropout, order of batches, and the session protocol's validation set.
         epochs: at most; None for the preset's.
+        learning_rate: None for the preset's.
         folds: file or folder of folds from elsewhere (`mfhca_cache.splits.shapes`); the protocol is then ``imported``.
         allow_leaks: train folds of such a file although training knows their test set; every output says so.
     """
 
     model: str = "mfhca"
     features: str = "spectrogram+encoder"
-    preset: str = "paper"
+    preset: str = ""
     protocol: str = "strict"
     classes: str = "four-class"
     seed: int = 0
     epochs: int | None = None
+    learning_rate: float | None = None
     folds: str | None = None
     allow_leaks: bool = False
     recipe: Recipe = field(init=False)
     settings: MFHCASettings = field(init=False)
 
     def __post_init__(self) -> None:
+        if not self.preset:
+            object.__setattr__(self, "preset", OWN_PRESET if self.own else DEFAULT_PRESET)
         if self.preset not in PRESETS:
             raise TrainingError(f"preset {self.preset!r} is not known; expected one of {', '.join(PRESETS)}")
         if self.folds is not None and self.protocol in ("strict", IMPORTED):
@@ -92,7 +103,14 @@ class TrainOptions:
             raise TrainingError(f"protocol {self.protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
         if self.epochs is not None and self.epochs < 1:
             raise TrainingError(f"epochs: got {self.epochs}; expected 1 or more")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise TrainingError(f"learning rate: got {self.learning_rate}; expected a number above 0, such as 0.001")
         preset = PRESETS[self.preset]
-        recipe = preset.recipe if self.epochs is None else replace(preset.recipe, epochs=self.epochs)
-        object.__setattr__(self, "recipe", recipe)
+        given = {name: getattr(self, name) for name in PRESET_CHANGES if getattr(self, name) is not None}
+        object.__setattr__(self, "recipe", replace(preset.recipe, **given))
         object.__setattr__(self, "settings", preset.model)
+
+    @property
+    def own(self) -> bool:
+        """Whether the model is the reader's own."""
+        return ":" in self.model

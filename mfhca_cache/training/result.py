@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mfhca_cache.errors import CacheError, TrainingError
 from mfhca_cache.models import build_model
+from mfhca_cache.models.own import SCALING_KEYS, rebuild_own
 from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.storage.publish import sync_folder
 from mfhca_cache.storage.shard import read_json
@@ -60,9 +61,16 @@ class FoldResult:
         """Weighted accuracy over test utterances, 0…1."""
         return float(self.record["scores"]["utterance"]["wa"])
 
-    def model(self) -> nn.Module:
-        """The trained model, in eval mode on the CPU."""
-        return _rebuild(self.record, self.state)
+    def model(self, model_class: type[nn.Module] | None = None) -> nn.Module:
+        """The trained model, in eval mode on the CPU.
+
+        Args:
+            model_class: of a model of the reader's own; a result holds its weights, not its code.
+
+        Raises:
+            TrainingError: no class where one is needed, or one that does not fit the weights.
+        """
+        return _rebuild(self.record, self.state, model_class)
 
 
 def fold_folder(run: Path, number: int) -> Path:
@@ -137,19 +145,25 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def load_checkpoint(path: str | Path) -> tuple[nn.Module, Scaling | None, dict[str, Any]]:
+def load_checkpoint(
+    path: str | Path, model_class: type[nn.Module] | None = None
+) -> tuple[nn.Module, Scaling | None, dict[str, Any]]:
     """A fold's model from its model.safetensors alone: the model in eval mode, its scaling, and its description.
 
+    Args:
+        model_class: of a model of the reader's own. A checkpoint only names it, and a name in a file never decides
+            which code is run.
+
     Raises:
-        TrainingError: no such file, or not one of ours.
+        TrainingError: no such file, not one of ours, or of a model whose class was not given.
     """
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["mfhca"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        model = _rebuild(description, state)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{path}: not a checkpoint of mfhca-cache ({error})") from error
+    model = _rebuild(description, state, model_class, path)
     mean = state.get("scaling.mean")
     return model, None if mean is None else Scaling(mean, state["scaling.std"]), description
 
@@ -157,13 +171,32 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Scaling | None, dict[s
 def _description(record: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint must know to rebuild its model, and whose it is."""
     keys = ("model", "inputs", "model_settings", "classes", "corpus", "fold", "name", "protocol", "caveats")
-    return {key: record[key] for key in keys}
+    return {key: record[key] for key in keys} | {"model_source": record.get("model_source")}
 
 
-def _rebuild(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
-    settings = MFHCASettings.from_dict(description["model_settings"])
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(description["model"], tuple(description["inputs"]), settings)
-    weights = {name: value for name, value in state.items() if not name.startswith("scaling.")}
-    model.load_state_dict(weights)
+def _rebuild(
+    description: dict[str, Any],
+    state: dict[str, Tensor],
+    model_class: type[nn.Module] | None,
+    what: str | Path = "this result",
+) -> nn.Module:
+    """The model of a record or of a checkpoint's description, with its weights, in eval mode."""
+    try:
+        name, source = str(description["model"]), description.get("model_source")
+        with torch.random.fork_rng(devices=[]):
+            if source is None:
+                settings = MFHCASettings.from_dict(description["model_settings"])
+                model = build_model(name, tuple(description["inputs"]), settings)
+            elif model_class is None:
+                short = name.rpartition(":")[2]
+                raise TrainingError(
+                    f"{what} holds the weights of {name} ({source['file']}) and not its code; give the class, as in "
+                    f"load_checkpoint(path, {short}) or result.model({short})"
+                )
+            else:
+                model = rebuild_own(model_class, description["model_settings"], source["sha256"])
+        model.load_state_dict({key: value for key, value in state.items() if key not in SCALING_KEYS})
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        kind = "the weights of this class" if model_class else "a checkpoint of mfhca-cache"
+        raise TrainingError(f"{what}: not {kind} ({error})") from error
     return model.eval()

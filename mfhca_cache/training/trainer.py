@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import Fold, choose_folds
-from mfhca_cache.models import build_model, count_parameters
+from mfhca_cache.models import count_parameters
+from mfhca_cache.models.own import OwnModel, told_of
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
-from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling, gather
-from mfhca_cache.training.job import Job, check_folds, load_job_data, model_settings, prepare
+from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling, gather, masks
+from mfhca_cache.training.job import Job, check_folds, load_job_data, make_model, model_settings, prepare
 from mfhca_cache.training.metrics import by_utterance, score
 from mfhca_cache.training.options import Recipe, TrainOptions
 from mfhca_cache.training.record import fold_record, predictions, test_scores
@@ -54,7 +55,8 @@ def train_fold(
         progress: called after each epoch.
 
     Raises:
-        TrainingError: splits not extracted, a feature that the cache lacks, or a loss that is not finite.
+        TrainingError: splits not extracted, a feature that the cache lacks, a loss that is not finite, or an error
+            in a model of the reader's own.
         FoldError: no such fold, or one whose test set is known in training.
     """
     job = job or prepare(cache, options or TrainOptions(), device)
@@ -62,16 +64,15 @@ def train_fold(
     check_folds(job, [chosen])
     data = data or load_job_data(job, [chosen], progress)
     started = time.monotonic()
-    with _repeatable(job.options.seed, chosen.number):
-        settings = model_settings(job)
-        model = build_model(job.options.model, tuple(job.roles), settings).to(job.device)
-        if job.device == "cpu":
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with _repeatable(job.options.seed, chosen.number, fill=job.own is not None):
+        model = make_model(job, settings := model_settings(job))
         train, validation, test = (data.clips_of(ids) for ids in (chosen.train, chosen.validation, chosen.test))
         scaling = fit_scaling(data, train)
         fit = _fit(model, data, scaling, train, validation, job.options, chosen, progress)
         model.load_state_dict(fit.state)
         log_probabilities = evaluate(model, data, test, scaling)
+    if np.isnan(log_probabilities).any():
+        raise TrainingError(f"fold {chosen.number} ({chosen.name}): the trained model gives NaN for test clips")
     record = fold_record(job, chosen, settings, count_parameters(model))
     record |= {"best_epoch": fit.best_epoch, "epochs": len(fit.curve), "stopped": fit.stopped}
     record |= {"validation": {"ua": fit.best[0], "loss": -fit.best[1]}}
@@ -113,11 +114,14 @@ def _fit(
         started = time.monotonic()
         order = train[torch.randperm(len(train), generator=shuffle).to(train.device)]
         model.train()
-        losses = [train_step(model, optimiser, data, clips, scaling) for clips in order.split(recipe.batch)]
+        batches = list(order.split(recipe.batch))
+        if isinstance(model, OwnModel) and len(batches) > 1 and len(batches[-1]) == 1:
+            batches.pop()  # Batch norm over a single vector is an error; ours never normalise one.
+        losses = [train_step(model, optimiser, data, clips, scaling) for clips in batches]
         train_loss = float(torch.stack(losses).mean())
-        if not np.isfinite(train_loss):
-            raise TrainingError(f"fold {fold.number} ({fold.name}): the loss became {train_loss} in epoch {epoch}")
+        _refuse_not_finite("loss", train_loss, fold, epoch, recipe)
         loss, wa, ua = _validate(model, data, validation, scaling)
+        _refuse_not_finite("validation loss", loss, fold, epoch, recipe)
         seconds = round(time.monotonic() - started, 3)
         fit.curve.append(
             {"epoch": epoch, "train_loss": train_loss, "validation_loss": loss, "validation_wa": wa,
@@ -142,17 +146,26 @@ def train_step(
 ) -> Tensor:
     """One step of cross entropy on a batch of clips; its loss, a scalar on the device."""
     optimiser.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(model(**gather(data, clips, scaling)), data.labels[clips])
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
+    loss = F.cross_entropy(logits(model, data, clips, scaling), data.labels[clips])
+    with told_of(model, "in the backward pass"):
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
     return loss.detach()
+
+
+def logits(model: nn.Module, data: CorpusData, clips: Tensor, scaling: Scaling | None) -> Tensor:
+    """The model's logits of a batch of clips, (B, classes)."""
+    batch = gather(data, clips, scaling)
+    result: Tensor = model(batch, masks(data, clips)) if isinstance(model, OwnModel) else model(**batch)
+    return result
 
 
 def evaluate(model: nn.Module, data: CorpusData, clips: Tensor, scaling: Scaling | None) -> np.ndarray:
     """Log-probabilities of clips, float32 (clips, classes), without dropout."""
     model.eval()
-    with torch.inference_mode():
-        parts = [model(**gather(data, part, scaling)).log_softmax(1) for part in clips.split(_EVALUATION_CLIPS)]
+    # Not inference mode: what a reader's model keeps from here could not be used in training.
+    with torch.no_grad():
+        parts = [logits(model, data, part, scaling).log_softmax(1) for part in clips.split(_EVALUATION_CLIPS)]
         return torch.cat(parts).cpu().numpy()
 
 
@@ -166,6 +179,14 @@ def _validate(model: nn.Module, data: CorpusData, clips: Tensor, scaling: Scalin
     return float(loss), scores.wa, scores.ua
 
 
+def _refuse_not_finite(what: str, value: float, fold: Fold, epoch: int, recipe: Recipe) -> None:
+    if not np.isfinite(value):
+        raise TrainingError(
+            f"fold {fold.number} ({fold.name}): the {what} became {value} in epoch {epoch}; the learning rate "
+            f"({recipe.learning_rate:g}) may be too high, or the model divides by zero or takes the log of it"
+        )
+
+
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
     return kind(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -177,8 +198,12 @@ def _seed(seed: int, fold: int) -> int:
 
 
 @contextlib.contextmanager
-def _repeatable(seed: int, fold: int) -> Iterator[None]:
-    """Seeded generators, deterministic kernels and full float32, restored afterwards."""
+def _repeatable(seed: int, fold: int, fill: bool) -> Iterator[None]:
+    """Seeded generators, deterministic kernels and full float32, restored afterwards.
+
+    Args:
+        fill: set new tensors to NaN, so that a model which reads memory that it has not written is found out.
+    """
     deterministic, warn = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -187,8 +212,8 @@ def _repeatable(seed: int, fold: int) -> Iterator[None]:
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     empty = torch.utils.deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing here reads memory that it has not written; filling it costs a pass over every new tensor.
-    fill, empty.fill_uninitialized_memory = empty.fill_uninitialized_memory, False  # type: ignore[attr-defined]
+    # Nothing of ours reads memory that it has not written, and filling it costs a pass over every new tensor.
+    filled, empty.fill_uninitialized_memory = empty.fill_uninitialized_memory, fill  # type: ignore[attr-defined]
     cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
         with torch.random.fork_rng():
@@ -196,5 +221,5 @@ def _repeatable(seed: int, fold: int) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn)
-        empty.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        empty.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -1,0 +1,62 @@
+"""Features larger than memory: read from the cache a batch at a time, in place of a tensor that holds them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfhca_cache.storage.cache import Cache
+
+#: Of the memory that is free when a run begins, features may fill so much.
+_SHARE = 0.6
+
+
+class MappedFeature:
+    """Stands for a tensor (N, …): indexed by rows, int64 (B,), it gives (B, …) of the stored type on the device.
+
+    Raises:
+        CacheError: when indexed, damaged bytes.
+    """
+
+    def __init__(self, cache: Cache, feature: str, plan_rows: np.ndarray, device: str) -> None:
+        info = cache.feature(feature)
+        self.shape = (len(plan_rows), *info.shape)
+        self.dtype: torch.dtype = getattr(torch, info.dtype)
+        self._cache, self._feature, self._plan_rows, self._device = cache, feature, plan_rows, device
+
+    def __getitem__(self, clips: Tensor) -> Tensor:
+        rows = self._plan_rows[clips.cpu().numpy()]
+        values = torch.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
+        self._cache.copy_clips(self._feature, rows, values.numpy())
+        return values.to(self._device)
+
+
+def that_fit(sizes: dict[str, int], device: str) -> set[str]:
+    """Of features with their sizes in bytes, those that fit in memory together, the small ones first."""
+    left, chosen = _SHARE * free_memory(device), set()
+    for name in sorted(sizes, key=lambda name: sizes[name]):
+        left -= sizes[name]
+        if left >= 0:
+            chosen.add(name)
+    return chosen
+
+
+def free_memory(device: str) -> int:
+    """Bytes that can be filled before something is swapped out or killed: the host's, and the GPU's if it has fewer.
+
+    Where the system does not say, as many as there are addresses.
+    """
+    free = [2**62]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+        # A container's limit is not in meminfo.
+        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, KeyError, ValueError):
+        pass  # Not Linux, or no limit ("max").
+    if device.startswith("cuda"):
+        free.append(torch.cuda.mem_get_info(device)[0])
+    return min(free)
