@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.progress import Progress as Report
+from mfhca_cache.storage.layout import FeatureInfo, Plan, read_feature
 
 _LOG_SECONDS = 15.0
 
@@ -80,6 +82,10 @@ class Screen:
         elif now - self._logged >= _LOG_SECONDS:
             self._logged = now
             self.err.print(f"{report.stage}: {counts}" if counts else report.stage, markup=False)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line of the result as it is: names may look like markup, and a path is never wrapped."""
+        self.out.print(text, style=style, markup=False, soft_wrap=True)
 
     def json(self, value: Any) -> None:
         """Print the result of `--json`."""
@@ -158,3 +164,33 @@ def only_one(folder: Path, pattern: str, what: str, option: str, make: str) -> P
         names = ", ".join(str(path if path.suffix == ".csv" else path.parent) for path in found)
         raise click.UsageError(f"several {what}s in {folder}/ ({names}); choose one with {option}")
     return found[0]
+
+
+def chosen_cache(folder: Path | None) -> Path:
+    """The cache named, or the only one in cache/."""
+    return folder or only_one(Path("cache"), "*/cache.json", "cache", "--cache DIR", "`mfhca extract` makes one").parent
+
+
+def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | None) -> str:
+    """The `mfhca extract` that goes on with a feature, by the settings that it was begun with."""
+    words = ["mfhca", "extract", "--cache", str(folder)]
+    tables = sorted(Path("manifests").glob("*.csv"))
+    if len(tables) != 1:
+        named = Path("manifests") / f"{plan.corpus}.csv"
+        words += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
+    words += ["--encoder", str(info.source.get("name", "none"))]
+    if info.source.get("revision"):
+        words += ["--revision", str(info.source["revision"])]
+    # The spectrogram comes with every encoder, by its own settings.
+    beside = info if info.kind == "spectrogram" or not (folder / "spectrogram").is_dir() else None
+    pre_emphasis = (beside or read_feature(folder, "spectrogram")).settings.get("pre_emphasis", 0.0)
+    for option, value, default in (
+        ("--rows", plan.rows, "four-class"),
+        ("--pad", plan.clip.pad, "audio"),
+        ("--pre-emphasis", pre_emphasis, 0.0),
+        ("--dtype", info.dtype, "float16"),
+        ("--split", split, None),
+    ):
+        if value != default:
+            words += [option, str(value)]
+    return shlex.join(words)

@@ -94,14 +94,13 @@ def publish_features(
     """Compute and publish the task's shards; bytes written. ``tell(stage, clips done)`` follows the work."""
     written = 0
     for number, (info, shard) in enumerate(task.shards, start=1):
-        with _threads(info.engine["threads"]):
-            data, valid = _compute(info, clips, spectrogram, pad, encoder, tell)
+        data, valid = compute_feature(info, clips, spectrogram, pad, encoder, tell)
         tell("writing", len(clips.numbers) if number == len(task.shards) else 0)
         written += _publish(folder, info, shard, data, valid, clips)
     return written
 
 
-def _compute(
+def compute_feature(
     info: FeatureInfo,
     clips: DecodedClips,
     spectrogram: SpectrogramSpec,
@@ -110,12 +109,13 @@ def _compute(
     tell: Callable[[str, int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """A feature of the clips as stored, and their valid frames."""
-    if info.kind == "spectrogram":
-        tell(info.name, 0)
-        return spectrogram_data(info, spectrogram, clips)
-    if encoder is None:
-        raise EncoderError(f"{info.name}: its encoder was not loaded")
-    return encoder_data(info, encoder, clips, pad, lambda done: tell(info.name, done))
+    with _threads(info.engine["threads"]):
+        if info.kind == "spectrogram":
+            tell(info.name, 0)
+            return spectrogram_data(info, spectrogram, clips)
+        if encoder is None:
+            raise EncoderError(f"{info.name}: its encoder was not loaded")
+        return encoder_data(info, encoder, clips, pad, lambda done: tell(info.name, done))
 
 
 @contextlib.contextmanager

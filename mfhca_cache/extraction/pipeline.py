@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from mfhca_cache.extraction.agree import (
@@ -26,6 +27,7 @@ from mfhca_cache.extraction.agree import (
 )
 from mfhca_cache.extraction.build import decode_clips, publish_features
 from mfhca_cache.extraction.encoder import RANDOM_TINY, Encoder, load_encoder, local_folder
+from mfhca_cache.extraction.part import check_part, shards_of_part
 from mfhca_cache.extraction.work import (
     SPECTROGRAM,
     Task,
@@ -41,7 +43,7 @@ from mfhca_cache.extraction.work import (
 from mfhca_cache.manifest import Manifest, Rejected
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import ExtractSpec
-from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.storage.cache import shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Split
 from mfhca_cache.storage.publish import lock, remove_temporaries
 
@@ -62,6 +64,8 @@ class ExtractReport:
         bytes_written: by this run.
         seconds: that it took.
         notes: what a person should know, such as corrected labels.
+        shard: k and n where this run was part k of n; all the counts are then of that part.
+        covered: the shards that it answers for, as ``feature/shard``.
     """
 
     cache: Path
@@ -75,6 +79,8 @@ class ExtractReport:
     bytes_written: int
     seconds: float
     notes: tuple[str, ...] = ()
+    shard: tuple[int, int] | None = None
+    covered: tuple[str, ...] = ()
 
     @property
     def ok(self) -> int:
@@ -88,6 +94,7 @@ def extract(
     spec: ExtractSpec | None = None,
     split: str | None = None,
     *,
+    shard: tuple[int, int] | None = None,
     device: str = "auto",
     batch: int | None = None,
     progress: ProgressCallback = silent,
@@ -99,6 +106,7 @@ def extract(
         cache_dir: the cache's own folder, made where there is none.
         spec: what to extract; by default the spectrogram and HuBERT-base.
         split: a session, or ``all``; None for all.
+        shard: (k, n) for part k of n of those splits, dealt out shard by shard; None for everything.
         device: auto, cpu or cuda; a feature begun before keeps its own.
         batch: clips an encoder call, for a feature that is begun now.
         progress: called after each batch.
@@ -108,25 +116,35 @@ def extract(
         EncoderError: the encoder cannot be loaded.
         CacheMismatchError: the cache was begun with other settings, weights or audio; nothing is changed.
         CacheError: an unknown split, a full disk, or a value that float16 cannot hold.
+        MfhcaError: a part that is not 1 ≤ k ≤ n.
     """
+    check_part(shard)
     started = time.monotonic()
     spec = spec or ExtractSpec()
     folder = Path(cache_dir)
     plan = wanted_plan(manifest, spec)
     check_plan(folder, plan)
     splits = plan.chosen(split)
-    features, encoder = _agreed_features(folder, manifest.root, plan, spec, splits, device, batch, progress)
+    features, encoder = agreed_features(folder, manifest.root, plan, spec, splits, device, batch, progress)
     retry = mended(folder, plan, features, manifest.root)
-    run = _Run(folder, plan, spec, encoder, retry, progress, total=sum(s.stop - s.first for s in splits))
+    mine = {(item.first, item.stop) for _, item in shards_of_part(features, splits, shard)}
+    run = _Run(folder, plan, spec, encoder, retry, progress, total=sum(stop - first for first, stop in mine))
     # Nothing is written before everything that can be asked for wrongly has been agreed on.
-    tasks = find_tasks(folder, plan, features, splits, retry)
+    tasks = run.tasks(features, splits, mine)
     if tasks:
         run.root = corpus_root(manifest)
     notes = keep_plan(folder, plan)
-    if tasks:
+    if tasks or any(begun_feature(folder, info.name) is None for info in features):
         features = [begin_feature(folder, info) for info in features]
-        run.work(find_tasks(folder, plan, features, splits, retry))
-    return _report(run, features, splits, time.monotonic() - started, notes)
+        run.work(run.tasks(features, splits, mine))
+    report = _report(run, shards_of_part(features, splits, shard), notes)
+    return replace(
+        report,
+        features=tuple(info.name for info in features),
+        splits=tuple(split.name for split in splits),
+        shard=shard,
+        seconds=time.monotonic() - started,
+    )
 
 
 @dataclass
@@ -146,6 +164,11 @@ class _Run:
     new_clips: int = 0
     new_shards: int = 0
     bytes_written: int = 0
+
+    def tasks(self, features: list[FeatureInfo], splits: tuple[Split, ...], mine: set[tuple[int, int]]) -> list[Task]:
+        """What the features lack of this run's part."""
+        found = find_tasks(self.folder, self.plan, features, splits, self.retry)
+        return [task for task in found if (task.first, task.stop) in mine]
 
     def work(self, tasks: list[Task]) -> None:
         """Build every task's shards; those that another run holds, after it has let go of them."""
@@ -187,7 +210,7 @@ class _Run:
         self.progress(Progress(stage, self.done + clips, self.total, "clips", self.resumed, self.bytes_written))
 
 
-def _agreed_features(
+def agreed_features(
     folder: Path,
     root: Path | None,
     plan: Plan,
@@ -243,28 +266,34 @@ def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[Featu
             guard.release()
 
 
-def _report(
-    run: _Run, features: list[FeatureInfo], splits: tuple[Split, ...], seconds: float, notes: list[str]
-) -> ExtractReport:
-    cache = open_cache(run.folder)
-    names = tuple(info.name for info in features)
+def _report(run: _Run, covered: list[tuple[FeatureInfo, ShardRange]], notes: list[str]) -> ExtractReport:
+    """What the covered shards hold now, and what the run did."""
     table = run.plan.utterances
-    asked_splits = [split.name for split in splits]
-    asked = table[table["split"].isin(asked_splits)]
-    begun = all(name in cache.features for name in names)
-    there = set(cache.available(names, asked_splits)) if begun else set()
-    reasons = cache.rejected(names) if begun else {}
-    unread = "missing: none of its shard's files can be read"
+    inside = np.zeros(run.plan.clips + 1, dtype=np.int64)
+    reasons: dict[str, str] = {}
+    for info, shard in covered:
+        inside[shard.first + 1 : shard.stop + 1] = 1
+        receipt = shard_receipt(run.folder, run.plan, info, shard)
+        if receipt is not None:
+            reasons |= {item.path: item.reason for item in receipt.rejected}
+        else:
+            ids = run.plan.audio(shard.first, shard.stop)
+            reasons = dict.fromkeys(ids, "missing: none of its shard's files can be read") | reasons
+    # An utterance may lie in two parts: each counts the clips that are its own.
+    before = np.cumsum(inside)
+    clips = before[(table["first_clip"] + table["clips"]).to_numpy()] - before[table["first_clip"].to_numpy()]
+    asked = table["utterance_id"][clips > 0]
     return ExtractReport(
         cache=run.folder,
-        features=names,
-        splits=tuple(asked_splits),
+        features=(),
+        splits=(),
         utterances=len(asked),
-        rejected=tuple(Rejected(i, reasons.get(i, unread)) for i in asked["utterance_id"] if i not in there),
-        clips=int(asked["clips"][asked["utterance_id"].isin(there)].sum()),
+        rejected=tuple(Rejected(name, reasons[name]) for name in asked if name in reasons),
+        clips=int(clips[(~table["utterance_id"].isin(list(reasons))).to_numpy()].sum()),
         new_clips=run.new_clips,
         new_shards=run.new_shards,
         bytes_written=run.bytes_written,
-        seconds=seconds,
+        seconds=0.0,
         notes=tuple(notes),
+        covered=tuple(f"{info.name}/{shard.name}" for info, shard in covered),
     )
