@@ -19,7 +19,7 @@ from mfhca_cache.storage.maintain import repair as repair_cache
 
 from .cache_export import export
 from .cache_merge import merge
-from .show import Screen, chosen_cache, duration, extract_command, grid, quiet_and_json, size
+from .show import Screen, chosen_cache, counted, duration, extract_command, grid, quiet_and_json, shape_of, size
 
 _CACHE = click.option("--cache", type=click.Path(path_type=Path), help="The cache's own folder.  [the one in cache/]")
 
@@ -82,14 +82,14 @@ def _show_listing(screen: Screen, found: Listing) -> None:
     screen.out.print(Text.assemble((plan.corpus, "bold"), f"  {found.path}  {size(found.bytes)}"), soft_wrap=True)
     kinds = "the four classes" if plan.rows == "four-class" else "all rows"
     padding = "padding is signal" if plan.clip.pad == "audio" else "features are padded"
-    splits = f"{len(plan.splits)} split{'s' if len(plan.splits) > 1 else ''}"
+    splits = counted(len(plan.splits), "split")
     screen.out.print(
         f"{len(table):,} utterances of {table['speaker'].nunique()} speakers ({kinds}), {duration(found.seconds)} of "
         f"speech, {plan.clips:,} clips of {plan.clip.seconds:g} s ({padding}), {splits}",
         soft_wrap=True,
     )
     rows: list[list[str | Text]] = [
-        [item.info.name, item.info.kind, _shape(item.info), item.info.dtype, _present(item, plan.clips),
+        [item.info.name, item.info.kind, shape_of(item.info.shape), item.info.dtype, _present(item),
          f"{item.rejected:,}", size(item.bytes), _state(item)]
         for item in found.features
     ]  # fmt: skip
@@ -111,16 +111,18 @@ def _show_feature(screen: Screen, found: Listing, item: FeatureListing) -> None:
     if item.info.random_weights:
         screen.say(f"{name}: random weights; its features mean nothing", "yellow")
     if item.damaged:
-        screen.say(f"{name}: {item.damaged} shard(s) do not fit their receipts; see `mfhca cache verify`", "bold red")
+        screen.say(
+            f"{name}: {counted(item.damaged, 'shard')} not as the receipt says; see `mfhca cache verify`", "bold red"
+        )
     if item.missing:
-        lacks = ", ".join(f"{split} ({count})" for split, count in item.missing.items())
-        screen.say(f"{name}: shards missing of {lacks}")
+        lacks = ", ".join(f"{split} ({counted(count, 'shard')})" for split, count in item.missing.items())
+        screen.say(f"{name}: not extracted yet: {lacks}")
         only = next(iter(item.missing)) if len(item.missing) == 1 else None
         screen.say(f"  {extract_command(found.path, found.plan, item.info, only)}")
 
 
 def _origin(info: FeatureInfo) -> str:
-    """``facebook/hubert-base-ls960 at commit 0123456789ab, HubertModel, layer last``."""
+    """``facebook/hubert-base-ls960 at commit 0123456789ab, HubertModel, layers last``."""
     source, parts = info.source, [str(info.source.get("name", "?"))]
     if source.get("commit"):
         parts[0] += f" at commit {str(source['commit'])[:12]}"
@@ -128,7 +130,7 @@ def _origin(info: FeatureInfo) -> str:
         parts[0] += f" (revision {source['revision']})"
     if source.get("architecture"):
         parts.append(str(source["architecture"]))
-    parts += [f"{key} {_plain(info.settings[key])}" for key in ("layer", "layers", "pool") if info.settings.get(key)]
+    parts += [f"{key} {_plain(info.settings[key])}" for key in ("layers", "pool") if info.settings.get(key)]
     return ", ".join(parts)
 
 
@@ -136,12 +138,9 @@ def _plain(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _shape(info: FeatureInfo) -> str:
-    return " × ".join(f"{length}" for length in info.shape)
-
-
-def _present(item: FeatureListing, planned: int) -> str:
-    return f"{item.clips:,} of {planned:,}"
+def _present(item: FeatureListing) -> str:
+    unit = " utterances" if item.info.per == "utterance" else ""
+    return f"{item.rows:,} of {item.planned:,}{unit}"
 
 
 def _state(item: FeatureListing) -> Text:
@@ -167,7 +166,8 @@ def _listing_json(found: Listing) -> dict[str, Any]:
             {
                 **settings(item.info),
                 "fingerprint": item.info.fingerprint,
-                "clips": item.clips,
+                "rows": item.rows,
+                "planned": item.planned,
                 "rejected": item.rejected,
                 "shards": item.shards,
                 "missing": item.missing,
@@ -211,7 +211,9 @@ def verify(ctx: click.Context, cache: Path | None, deep: bool, quiet: bool, as_j
         screen.say(f"Note: {stray.path}: {why}", "yellow")
     depth = f"every byte of {size(found.bytes)} reread" if deep else "arrays not reread (--deep does)"
     state = f"{len(found.faults)} at fault" if found.faults else "no fault"
-    screen.say(f"{folder}: {found.shards:,} shards, {depth}: {state}", style="bold red" if found.faults else "green")
+    screen.say(
+        f"{folder}: {counted(found.shards, 'shard')}, {depth}: {state}", style="bold red" if found.faults else "green"
+    )
     screen.json({**settings(found), "cache": str(folder), "deep": deep, "sound": not found.faults})
     if any(fault.kind == "damaged" for fault in found.faults) or any(s.kind != "unknown" for s in found.strays):
         verb = "drops what is damaged" if found.faults else "removes those"
@@ -262,7 +264,9 @@ def _show_repair(screen: Screen, folder: Path, done: Repair) -> None:
     for fault in done.left:
         click.echo(f"{_LEFT[fault.kind]}: {fault.message}", err=True)
     if done.removed:
-        screen.say(f"{folder}: {len(done.removed)} file(s) {'would be removed' if done.dry_run else 'removed'}")
+        screen.say(
+            f"{folder}: {counted(len(done.removed), 'file')} {'would be removed' if done.dry_run else 'removed'}"
+        )
     elif not done.left and not done.busy:
         screen.say(f"{folder}: nothing to repair; everything that is there verifies", "green")
 
@@ -312,10 +316,12 @@ def rm(feature: str, cache: Path | None, split: str | None, yes: bool, quiet: bo
     if not yes:
         if as_json:
             raise click.UsageError("--json asks nothing; say --yes")
-        click.confirm(f"Remove {what} from {folder} ({len(target.shards)} shards, {size(target.bytes)})?", abort=True)
+        click.confirm(
+            f"Remove {what} from {folder} ({counted(len(target.shards), 'shard')}, {size(target.bytes)})?", abort=True
+        )
     with Screen(quiet, as_json) as screen:
         gone, left = remove_feature(folder, feature, split, progress=screen.progress)
-    screen.say(f"Removed {what} from {folder}: {len(gone.shards)} shards, {size(gone.bytes)}")
+    screen.say(f"Removed {what} from {folder}: {counted(len(gone.shards), 'shard')}, {size(gone.bytes)}")
     for path in left:
         screen.say(f"Left: {path}, which is no part of the cache", "yellow")
     screen.json({**settings(gone), "cache": str(folder), "left": [str(path) for path in left]})

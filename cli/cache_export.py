@@ -9,14 +9,15 @@ import click
 
 from mfhca_cache.spec import settings
 from mfhca_cache.storage.cache import open_cache
-from mfhca_cache.storage.export import FORMATS, export_cache
+from mfhca_cache.storage.export import export_cache
+from mfhca_cache.storage.writers import WRITERS
 
 from .show import Screen, chosen_cache, quiet_and_json, size
 
 
 @click.command()
 @click.option("--cache", type=click.Path(path_type=Path), help="The cache's own folder.  [the one in cache/]")
-@click.option("--format", "kind", type=click.Choice(FORMATS), default="npy", show_default=True)
+@click.option("--format", "kind", type=click.Choice(list(WRITERS)), default="npy", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A new folder to write.")
 @click.option("--features", metavar="NAME+NAME", help="Which features.  [all]")
 @click.option("--split", metavar="SESSION|all", help="One session, or all.  [all]")
@@ -32,9 +33,10 @@ def export(
 ) -> None:
     """Write features as NumPy, safetensors or Parquet files for other programs.
 
-    One file a feature, one row a clip; clips.csv says whose each row is and how much of it is signal, export.json what
-    the features are. Only utterances that every feature holds are written, so that all files line up. The folder
-    appears when it is whole. Parquet needs pyarrow: pip install 'mfhca-cache[parquet]'.
+    One file a feature, one row a clip; clips.csv says whose each row is and how much of it is signal (for features of
+    transcripts utterances.csv does), export.json what the features are. Only utterances that every feature holds are
+    written, so that all files line up. The folder appears when it is whole. Parquet needs pyarrow: pip install
+    'mfhca-cache[parquet]'.
 
     \b
     Example:
@@ -55,7 +57,7 @@ def export(
             note = f"Note: {name} has random weights; its features mean nothing"
             screen.say(note, "yellow")
     screen.say(
-        f"Wrote {output}: {', '.join(report.files.values())}, clips.csv, export.json: "
+        f"Wrote {output}: {', '.join(report.files.values())}, with clips.csv or utterances.csv and export.json: "
         f"{report.clips:,} clips of {report.utterances:,} utterances, {size(report.bytes)}"
     )
     screen.json(settings(report))

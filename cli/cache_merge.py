@@ -9,7 +9,7 @@ import click
 from mfhca_cache.spec import settings
 from mfhca_cache.storage.merge import merge_caches
 
-from .show import Screen, duration, quiet_and_json, size
+from .show import Screen, counted, duration, quiet_and_json, size
 
 
 @click.command()
@@ -36,15 +36,15 @@ def merge(ctx: click.Context, target: Path, sources: tuple[Path, ...], quiet: bo
     for fault in report.faults:
         click.echo(f"Not taken: {fault}", err=True)
     if report.copied:
-        text = f"took {len(report.copied)} shards ({report.clips:,} clips, {size(report.bytes)})"
+        text = f"took {counted(len(report.copied), 'shard')} ({size(report.bytes)})"
         text += f" in {duration(report.seconds)}"
     else:
         text = "took nothing"
-    screen.say(f"{target}: {text}; {report.there} were there already")
+    screen.say(f"{target}: {text}; {counted(report.there, 'shard')} there already")
     screen.say(f"Next: mfhca cache ls --cache {target}")
     screen.json(settings(report))
     if report.faults:
         raise click.ClickException(
-            f"{len(report.faults)} shard(s) do not verify and were left out; "
+            f"{counted(len(report.faults), 'shard')} left out, which did not verify; "
             "mend their caches with `mfhca cache repair --cache SOURCE` and `mfhca extract`, and merge again"
         )

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mfhca_cache.extraction.pipeline import ExtractReport
 from mfhca_cache.extraction.pipeline import extract as extract_corpus
 from mfhca_cache.manifest import Manifest, read_manifest
-from mfhca_cache.spec import ClipSpec, EncoderSpec, ExtractSpec, SpectrogramSpec, settings
+from mfhca_cache.spec import (
+    ClipSpec,
+    EncoderSpec,
+    ExtractSpec,
+    LogMelSpec,
+    MFCCSpec,
+    SpectrogramSpec,
+    parse_layers,
+    settings,
+)
 from mfhca_cache.storage.cache import open_cache
 
-from .show import Screen, duration, only_one, quiet_and_json, rejections, size
+from .show import Screen, counted, duration, only_one, quiet_and_json, rejections, size
 
 #: More than this share of the rows rejected is no longer bad luck.
 REJECTED_SHARE = 0.01
+_FEATURE = re.compile(r"(log-mel|mfcc)(?:-([0-9]{1,3}))?|(spectrogram)")
 
 
 def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -37,9 +49,27 @@ def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     default="facebook/hubert-base-ls960",
     show_default=True,
     metavar="NAME|DIR|random-tiny|none",
-    help="Hub name or local folder of a speech encoder; random-tiny for trying things; none for the spectrogram alone.",
+    help="Hub name or local folder of a speech encoder; random-tiny for trying things; none for no encoder.",
 )
 @click.option("--revision", help="Commit, tag or branch of the encoder on the hub.")
+@click.option(
+    "--layers",
+    default="last",
+    show_default=True,
+    metavar="last|all|6,9,12",
+    help="Hidden layers of the encoder; 0 is what its first block sees. Several make an axis of their own.",
+)
+@click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector a clip: the mean over its frames.")
+@click.option(
+    "--features",
+    default="spectrogram",
+    show_default=True,
+    metavar="NAME+NAME|none",
+    help="Acoustic features: spectrogram, log-mel (128 bands; log-mel-26 has 26), mfcc (40; mfcc-13 has 13), or none.",
+)
+@click.option(
+    "--text-encoder", metavar="NAME|DIR", help="A text encoder, such as BERT, for the manifest's transcripts."
+)
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
@@ -74,6 +104,10 @@ def extract(
     cache: Path | None,
     encoder: str,
     revision: str | None,
+    layers: str,
+    pool: str | None,
+    features: str,
+    text_encoder: str | None,
     device: str,
     split: str | None,
     shard: tuple[int, int] | None,
@@ -88,16 +122,20 @@ def extract(
     """Extract what a corpus's cache does not hold yet.
 
     Cuts 3-second clips, computes their spectrograms and the encoder's final hidden layer, and writes shards that are
-    complete or absent: stop it any way you like, and the same command goes on. Exit status 1 if more than 1 % of the
-    utterances were rejected.
+    complete or absent: stop it any way you like, and the same command goes on. Each feature is a folder of the one
+    cache; adding another touches none that is there. Exit status 1 if more than 1 % of the utterances were rejected.
 
     \b
     Example:
         mfhca extract --split session1
         mfhca extract --encoder random-tiny --cache cache/trial
+        mfhca extract --encoder microsoft/wavlm-large --layers all --pool mean
+        mfhca extract --encoder none --features log-mel+mfcc
         mfhca extract --shard $SLURM_ARRAY_TASK_ID/8    # sbatch --array=1-8
     """
-    found, spec = asked(csv, root, encoder, revision, rows, pad, pre_emphasis, dtype)
+    found, spec = asked(
+        csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype
+    )
     folder = cache or Path("cache") / found.corpus
     with Screen(quiet, as_json) as screen:
         report = extract_corpus(
@@ -118,6 +156,10 @@ def asked(
     root: Path | None,
     encoder: str,
     revision: str | None,
+    layers: str,
+    pool: str | None,
+    features: str,
+    text_encoder: str | None,
     rows: str,
     pad: str,
     pre_emphasis: float,
@@ -131,20 +173,40 @@ def asked(
     if root is not None:
         found = found.with_root(root)
     spec = ExtractSpec(
-        encoder=None if encoder == "none" else EncoderSpec(encoder, revision),
+        encoder=None if encoder == "none" else EncoderSpec(encoder, revision, parse_layers(layers), pool),  # type: ignore[arg-type]
+        text_encoder=EncoderSpec(text_encoder) if text_encoder else None,
         clip=ClipSpec(pad=pad),  # type: ignore[arg-type]
-        spectrogram=SpectrogramSpec(pre_emphasis=pre_emphasis),
+        **_acoustic(features, pre_emphasis),
         rows=rows,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
     )
     return found, spec
 
 
+def _acoustic(features: str, pre_emphasis: float) -> dict[str, Any]:
+    """``spectrogram+log-mel-26`` and the like → those fields of an `ExtractSpec`."""
+    found: dict[str, Any] = {"spectrogram": None}
+    for name in [] if features == "none" else features.replace(",", "+").split("+"):
+        match = _FEATURE.fullmatch(name.strip())
+        if match is None:
+            raise click.UsageError(
+                f"--features {features}: {name!r} is none of spectrogram, log-mel[-N], mfcc[-N], none"
+            )
+        kind, count = match[1] or match[3], match[2]
+        if kind == "spectrogram":
+            found["spectrogram"] = SpectrogramSpec(pre_emphasis=pre_emphasis)
+        elif kind == "log-mel":
+            found["log_mel"] = LogMelSpec(mels=int(count)) if count else LogMelSpec()
+        else:
+            found["mfcc"] = MFCCSpec(coefficients=int(count)) if count else MFCCSpec()
+    return found
+
+
 def _covered(names: tuple[str, ...]) -> str:
     """``6 shards: spectrogram/session1-0001 … hubert-base-ls960/session5-0001``."""
     if not names:
         return "nothing: there are fewer shards than parts"
-    return f"{len(names)} shard{'s' if len(names) > 1 else ''}: {' … '.join(dict.fromkeys([names[0], names[-1]]))}"
+    return f"{counted(len(names), 'shard')}: {' … '.join(dict.fromkeys([names[0], names[-1]]))}"
 
 
 def _show(screen: Screen, report: ExtractReport) -> None:

@@ -11,7 +11,7 @@ from mfhca_cache.extraction.estimate import estimate as estimate_extraction
 from mfhca_cache.spec import settings
 
 from .extract import asked, extract
-from .show import Screen, duration, grid, size
+from .show import Screen, counted, duration, grid, shape_of, size
 
 
 @click.command(params=list(extract.params))
@@ -23,6 +23,10 @@ def plan(
     cache: Path | None,
     encoder: str,
     revision: str | None,
+    layers: str,
+    pool: str | None,
+    features: str,
+    text_encoder: str | None,
     device: str,
     split: str | None,
     shard: tuple[int, int] | None,
@@ -44,7 +48,9 @@ def plan(
         mfhca plan
         mfhca plan --encoder microsoft/wavlm-large --device cuda --split session1
     """
-    found, spec = asked(csv, root, encoder, revision, rows, pad, pre_emphasis, dtype)
+    found, spec = asked(
+        csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype
+    )
     folder = cache or Path("cache") / found.corpus
     with Screen(quiet, as_json) as screen:
         result = estimate_extraction(
@@ -72,16 +78,16 @@ def _show(screen: Screen, found: Estimate) -> None:
     screen.out.print(
         grid(
             None,
-            ["feature", "clip", "stored as", "clips to do", "to write", "when whole", "clips/s"],
+            ["feature", "clip", "stored as", "to do", "to write", "when whole", "each second"],
             [
                 [
                     item.name,
-                    " × ".join(map(str, item.shape)),
+                    shape_of(item.shape),
                     item.dtype,
-                    f"{item.clips_left:,} of {item.clips:,}",
+                    f"{item.count_left:,} of {counted(item.count, item.per)}",
                     size(item.bytes_left),
                     size(item.bytes),
-                    f"{1 / item.seconds_per_clip:,.1f} on {item.device}" if item.seconds_per_clip else "",
+                    f"{1 / item.seconds_each:,.1f} on {item.device}" if item.seconds_each else "",
                 ]
                 for item in found.features
             ],

@@ -124,6 +124,16 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 shard``, ``1,024 shards``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def shape_of(shape: Sequence[int]) -> str:
+    """``149 × 768``; where a length differs from row to row, ``tokens × 768``."""
+    return " × ".join(str(length) if length else "tokens" for length in shape)
+
+
 def percent(value: float) -> str:
     """0.7424 → ``74.24``."""
     return f"{100 * value:.2f}"
@@ -178,19 +188,36 @@ def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | No
     if len(tables) != 1:
         named = Path("manifests") / f"{plan.corpus}.csv"
         words += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
-    words += ["--encoder", str(info.source.get("name", "none"))]
-    if info.source.get("revision"):
-        words += ["--revision", str(info.source["revision"])]
-    # The spectrogram comes with every encoder, by its own settings.
-    beside = info if info.kind == "spectrogram" or not (folder / "spectrogram").is_dir() else None
-    pre_emphasis = (beside or read_feature(folder, "spectrogram")).settings.get("pre_emphasis", 0.0)
+    beside = (folder / "spectrogram" / "feature.json").exists()
+    words += _feature_options(info, beside)
+    if info.kind == "spectrogram" or (info.kind == "encoder" and beside):
+        pre_emphasis = read_feature(folder, "spectrogram").settings.get("pre_emphasis")
+        words += ["--pre-emphasis", str(pre_emphasis)] if pre_emphasis else []
     for option, value, default in (
         ("--rows", plan.rows, "four-class"),
         ("--pad", plan.clip.pad, "audio"),
-        ("--pre-emphasis", pre_emphasis, 0.0),
         ("--dtype", info.dtype, "float16"),
         ("--split", split, None),
     ):
         if value != default:
             words += [option, str(value)]
     return shlex.join(words)
+
+
+def _feature_options(info: FeatureInfo, spectrogram: bool) -> list[str]:
+    """The options that mean one feature; an encoder's brings the spectrogram with it where the cache has one."""
+    name = str(info.source.get("name", ""))
+    if info.kind == "text":
+        return ["--encoder", "none", "--features", "none", "--text-encoder", name]
+    if info.kind != "encoder":
+        return ["--encoder", "none", *(["--features", info.name] if info.kind != "spectrogram" else [])]
+    words, stem = ["--encoder", name], info.name
+    if info.source.get("revision"):
+        words += ["--revision", str(info.source["revision"])]
+    if info.settings.get("pool"):
+        words += ["--pool", str(info.settings["pool"])]
+        stem = stem.removesuffix(f".{info.settings['pool']}")
+    layers = info.settings.get("layers", "last")
+    if layers != "last":
+        words += ["--layers", "all" if stem.endswith(".all") else ",".join(map(str, layers))]
+    return words if spectrogram else [*words, "--features", "none"]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mfhca_cache.spec import ClipSpec as ClipSpec
     from mfhca_cache.spec import EncoderSpec as EncoderSpec
     from mfhca_cache.spec import ExtractSpec as ExtractSpec
+    from mfhca_cache.spec import LogMelSpec as LogMelSpec
+    from mfhca_cache.spec import MFCCSpec as MFCCSpec
     from mfhca_cache.spec import SpectrogramSpec as SpectrogramSpec
     from mfhca_cache.storage.cache import Cache as Cache
     from mfhca_cache.storage.cache import open_cache as open_cache
@@ -53,6 +55,8 @@ _HOMES = {
     "ClipSpec": "spec",
     "EncoderSpec": "spec",
     "ExtractSpec": "spec",
+    "LogMelSpec": "spec",
+    "MFCCSpec": "spec",
     "SpectrogramSpec": "spec",
     "Cache": "storage.cache",
     "open_cache": "storage.cache",

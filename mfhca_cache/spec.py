@@ -95,30 +95,132 @@ class SpectrogramSpec:
 
 
 @dataclass(frozen=True)
+class LogMelSpec:
+    """Log-mel power spectrogram in dB: a 25 ms Hann window every 10 ms, Slaney's mel bands from 0 to 8 kHz.
+
+    Attributes:
+        mels: number of bands.
+        window: samples of the periodic Hann window (400 = 25 ms), centred in the DFT.
+        hop: samples between frames (160 = 10 ms).
+        n_fft: points of the DFT; 1024 leaves no band of 128 without a bin.
+        floor_db: quieter is set to this; dB are relative to a power of 1.0.
+    """
+
+    mels: int = 128
+    window: int = 400
+    hop: int = 160
+    n_fft: int = 1024
+    floor_db: float = -100.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hop <= self.window <= self.n_fft or not 0 < self.mels <= 128:
+            raise MfhcaError(
+                f"log-mel: got {self.mels} bands, window {self.window}, hop {self.hop}, n_fft {self.n_fft}; "
+                "expected 1 to 128 bands and 0 < hop ≤ window ≤ n_fft"
+            )
+
+    @property
+    def feature(self) -> str:
+        """The feature's folder in a cache: ``log-mel-128``."""
+        return f"log-mel-{self.mels}"
+
+    def frames(self, samples: int) -> int:
+        """Frames whose centre lies in so many samples: 300 for 48,000."""
+        return -(-samples // self.hop)
+
+
+@dataclass(frozen=True)
+class MFCCSpec:
+    """Mel-frequency cepstral coefficients: the orthonormal DCT-II over the bands of a log-mel spectrogram.
+
+    Attributes:
+        coefficients: how many are kept, from the 0th on.
+        log_mel: what they are taken of.
+    """
+
+    coefficients: int = 40
+    log_mel: LogMelSpec = field(default_factory=LogMelSpec)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coefficients <= self.log_mel.mels:
+            raise MfhcaError(f"MFCC: got {self.coefficients} coefficients; expected 1 to {self.log_mel.mels}")
+
+    @property
+    def feature(self) -> str:
+        """The feature's folder in a cache: ``mfcc-40``."""
+        return f"mfcc-{self.coefficients}"
+
+
+Layers = Literal["last", "all"] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class EncoderSpec:
-    """Which frozen encoder, by hub name, local folder or the built-in ``random-tiny``.
+    """Which frozen encoder, by hub name, local folder or the built-in ``random-tiny``, and what is kept of it.
+
+    Layer k is the output of the k-th transformer block, 0 the first block's input. The last layer is the model's own
+    final hidden state, after a final layer norm where it has one.
 
     Attributes:
         name: ``facebook/hubert-base-ls960``, a folder written by ``save_pretrained``, or ``random-tiny``.
         revision: a commit, tag or branch of the hub; None for the hub's default branch.
+        layers: ``last``: (frames, width) a clip. ``all``, from 0 on, or numbers in ascending order:
+            (layers, frames, width); one number alone: (frames, width).
+        pool: ``mean`` keeps the mean over the frames that come from signal instead of the frames.
     """
 
     name: str = "facebook/hubert-base-ls960"
     revision: str | None = None
+    layers: Layers = "last"
+    pool: Literal["mean"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool not in (None, "mean"):
+            raise MfhcaError(f"pool: got {self.pool!r}; expected 'mean' or nothing")
+        if self.layers in ("last", "all"):
+            return
+        numbers = self.layers if isinstance(self.layers, tuple) else ()
+        whole = all(type(number) is int and number >= 0 for number in numbers)
+        if not numbers or not whole or list(numbers) != sorted(set(numbers)):
+            raise MfhcaError(
+                f"layers: got {self.layers!r}; expected 'last', 'all' or ascending layer numbers such as 6,9,12"
+            )
+
+    @property
+    def stem(self) -> str:
+        """The name without its owner, usable for a folder; with ``@revision`` where one is pinned."""
+        stem = self.name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
+        stem = _folder_name(stem)
+        if not stem or stem in ("spectrogram", "clips", "utterances"):
+            raise MfhcaError(f"encoder {self.name!r} gives no usable folder name; rename its folder")
+        if self.revision is not None:
+            # A commit is told apart by its first twelve digits; another name is kept whole.
+            commit = len(self.revision) == 40 and all(c in "0123456789abcdef" for c in self.revision)
+            # A pull request's revision, refs/pr/1, must not become folders of its own.
+            stem += f"@{_folder_name(self.revision[:12] if commit else self.revision)}"
+        return stem
 
     @property
     def feature(self) -> str:
-        """The feature's folder in a cache: ``hubert-base-ls960``, with ``@revision`` where one is pinned."""
-        stem = self.name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
-        stem = _folder_name(stem)
-        if not stem or stem in ("spectrogram", "clips"):
-            raise MfhcaError(f"encoder {self.name!r} gives no usable folder name; rename its folder")
-        # A pull request's revision, refs/pr/1, must not become folders of its own.
-        if self.revision is None:
-            return stem
-        # A commit is told apart by its first twelve digits; another name is kept whole.
-        commit = len(self.revision) == 40 and all(c in "0123456789abcdef" for c in self.revision)
-        return f"{stem}@{_folder_name(self.revision[:12] if commit else self.revision)}"
+        """The feature's folder in a cache: ``hubert-base-ls960``, ``hubert-base-ls960@revision.6-9-12.mean``."""
+        stem = self.stem
+        if self.layers != "last":
+            stem += ".all" if self.layers == "all" else "." + "-".join(map(str, self.layers))
+        return stem + (f".{self.pool}" if self.pool else "")
+
+
+def parse_layers(text: str) -> Layers:
+    """``last``, ``all`` or ``6,9,12``, as the command line has it.
+
+    Raises:
+        MfhcaError: none of these.
+    """
+    if text in ("last", "all"):
+        return text  # type: ignore[return-value]
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise MfhcaError(f"layers: got {text!r}; expected last, all, or numbers such as 6,9,12") from None
 
 
 def _folder_name(text: str) -> str:
@@ -130,15 +232,20 @@ class ExtractSpec:
     """Everything that decides which numbers stage one writes.
 
     Attributes:
-        encoder: the frozen encoder, or None for the spectrogram alone.
-        clip, spectrogram: see there.
+        encoder: the frozen speech encoder, or None.
+        text_encoder: a frozen text encoder for the manifest's transcripts, or None; its last layer, unpooled.
+        clip: how utterances are cut.
+        spectrogram, log_mel, mfcc: acoustic features beside it, or None.
         rows: ``four-class`` (rows of the four classes) or ``all``.
         dtype: how features are stored: ``float16`` (2e-4 relative error) or ``float32``.
     """
 
     encoder: EncoderSpec | None = field(default_factory=EncoderSpec)
+    text_encoder: EncoderSpec | None = None
     clip: ClipSpec = field(default_factory=ClipSpec)
-    spectrogram: SpectrogramSpec = field(default_factory=SpectrogramSpec)
+    spectrogram: SpectrogramSpec | None = field(default_factory=SpectrogramSpec)
+    log_mel: LogMelSpec | None = None
+    mfcc: MFCCSpec | None = None
     rows: Literal["four-class", "all"] = "four-class"
     dtype: Literal["float16", "float32"] = "float16"
 
@@ -147,6 +254,10 @@ class ExtractSpec:
             raise MfhcaError(f"rows: got {self.rows!r}; expected 'four-class' or 'all'")
         if self.dtype not in DTYPES:
             raise MfhcaError(f"dtype: got {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if not any((self.encoder, self.text_encoder, self.spectrogram, self.log_mel, self.mfcc)):
+            raise MfhcaError("nothing to extract: name a feature or an encoder")
+        if self.text_encoder and (self.text_encoder.layers != "last" or self.text_encoder.pool):
+            raise MfhcaError("a text encoder gives its last layer, one vector a token; layers and pool are for speech")
 
 
 def settings(value: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from mfhca_cache.errors import EncoderError, MfhcaError
-from mfhca_cache.extraction.encoder import Encoder, load_encoder, quiet_transformers
+from mfhca_cache.extraction.checkpoint import quiet_transformers
+from mfhca_cache.extraction.encoder import Encoder, load_encoder
 from mfhca_cache.spec import EncoderSpec
 
 SMALL = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from safetensors.torch import load_file
 
 from mfhca_cache.errors import CacheError
 from mfhca_cache.extraction.pipeline import extract
+from mfhca_cache.manifest import Manifest
 from mfhca_cache.storage import export
 from mfhca_cache.storage.cache import Cache, open_cache
-from mfhca_cache.storage.export import FORMATS, export_cache
+from mfhca_cache.storage.export import export_cache
+from mfhca_cache.storage.writers import WRITERS
 
 from .conftest import TINY, small_corpus
 from .test_cli import run
+from .test_features import bert, of_text, spoken
 from .test_maintain import flip, receipt_of
 
 NAMES = ["random-tiny", "spectrogram"]
@@ -48,7 +52,7 @@ def read(path: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("pieces")
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", WRITERS)
 def test_what_is_exported_is_what_is_loaded(small_cache: Cache, tmp_path: Path, kind: str) -> None:
     loaded = small_cache.load(NAMES)
     report = export_cache(small_cache, tmp_path / "out", kind)
@@ -80,6 +84,47 @@ def test_parquet_holds_what_the_rows_are(small_cache: Cache, tmp_path: Path) -> 
     frame = table.to_pandas().drop(columns="features").rename(columns={"valid_frames": "valid_random-tiny"})
     clips = pd.read_csv(tmp_path / "out" / "clips.csv")
     assert [list(frame[name]) for name in clips.columns] == [list(clips[name]) for name in clips.columns]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_transcripts_are_written_one_behind_the_other(
+    small_manifest: Manifest, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_CHUNK_UTTERANCES", 5)
+    bert(tmp_path / "bert")
+    manifest = spoken(small_manifest, {"Ses01_F000": " "})
+    extract(manifest, tmp_path / "c", of_text(tmp_path / "bert"), device="cpu")
+    cache = open_cache(tmp_path / "c")
+    loaded = cache.load("bert")
+    report = export_cache(cache, tmp_path / "out", kind)
+    assert (report.utterances, list(report.left_out)) == (23, ["Ses01_F000"])
+    table = pd.read_csv(tmp_path / "out" / "utterances.csv")
+    assert list(table["utterance_id"]) == loaded["utterances"]
+    assert list(table["rows_bert"]) == [len(tokens) for tokens in loaded["bert"]]
+    assert not (tmp_path / "out" / "clips.csv").exists()
+    width = loaded["bert"][0].shape[1]
+    if kind == "parquet":
+        rows = pd.read_parquet(tmp_path / "out" / "bert.parquet")
+        assert list(rows["rows"]) == list(table["rows_bert"])
+        found = [torch.from_numpy(np.array(values).reshape(-1, width)) for values in rows["features"]]
+    else:
+        flat = read(tmp_path / "out" / f"bert.{kind}", "bert", (width,))
+        assert len(flat) == table["rows_bert"].sum()
+        found = [flat[row["first_bert"] :][: row["rows_bert"]] for row in table.to_dict("records")]
+    assert all(torch.equal(one, two.to(one.dtype)) for one, two in zip(found, loaded["bert"], strict=True))
+
+
+def test_clips_and_transcripts_together(small_manifest: Manifest, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    manifest = spoken(small_manifest, {"Ses01_F002": " "})
+    extract(manifest, tmp_path / "c", replace(TINY, encoder=None), device="cpu")
+    extract(manifest, tmp_path / "c", of_text(tmp_path / "bert"), device="cpu")
+    report = export_cache(open_cache(tmp_path / "c"), tmp_path / "out")
+    assert (report.utterances, report.clips) == (23, 28)
+    clips, table = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("clips", "utterances"))
+    assert set(clips["utterance_id"]) == set(table["utterance_id"])
+    assert np.load(tmp_path / "out" / "spectrogram.npy").shape == (28, 300, 200)
+    assert len(np.load(tmp_path / "out" / "bert.npy")) == table["rows_bert"].sum()
 
 
 def test_an_export_says_what_it_holds(small_cache: Cache, tmp_path: Path) -> None:
@@ -114,7 +159,7 @@ def test_only_what_every_feature_holds_is_written(tmp_path: Path) -> None:
         export_cache(cache, tmp_path / "three", features=["random-tiny"], split="session2")
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", WRITERS)
 def test_damaged_bytes_are_never_exported(small_cache_folder: Path, tmp_path: Path, kind: str) -> None:
     folder = Path(shutil.copytree(small_cache_folder, tmp_path / "c"))
     shard = folder / "spectrogram" / "session3-0000.h5"

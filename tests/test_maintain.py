@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mfhca_cache.errors import CacheError
 from mfhca_cache.extraction.pipeline import extract
 from mfhca_cache.manifest import Manifest, write_manifest
-from mfhca_cache.spec import SpectrogramSpec
+from mfhca_cache.spec import EncoderSpec, ExtractSpec, LogMelSpec, MFCCSpec, SpectrogramSpec
 from mfhca_cache.storage import check, layout, maintain
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.storage.check import check_cache
@@ -27,6 +27,7 @@ from mfhca_cache.storage.maintain import holding, remove, repair
 
 from .conftest import TINY, small_corpus
 from .test_cli import run
+from .test_features import bert, of_text, spoken
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_ls_counts_what_is_there(many: Path) -> None:
     assert (found.plan.corpus, found.plan.clips, found.faults) == ("iemocap", 30, ())
     assert found.seconds == pytest.approx(6 * (0.7 + 1.2 + 3.4 + 0.9))
     for item in found.features:
-        assert (item.clips, item.shards, item.missing, item.damaged, item.rejected) == (30, 12, {}, 0, 0)
+        assert (item.rows, item.shards, item.missing, item.damaged, item.rejected) == (30, 12, {}, 0, 0)
         assert item.complete
         assert item.bytes == sum(path.stat().st_size for path in (many / item.info.name).iterdir())
     for name in ("session2-0000", "session2-0001", "session3-0003"):
@@ -87,8 +88,8 @@ def test_ls_counts_what_is_there(many: Path) -> None:
     shard = many / "spectrogram" / "session1-0000.h5"
     shard.write_bytes(shard.read_bytes()[:-1])
     tiny, spectrogram = list_cache(many).features
-    assert (tiny.clips, tiny.missing, tiny.complete) == (30 - 3 - 3 - 1, {"session2": 2, "session3": 1}, False)
-    assert (spectrogram.clips, spectrogram.damaged, spectrogram.complete) == (27, 1, False)
+    assert (tiny.rows, tiny.missing, tiny.complete) == (30 - 3 - 3 - 1, {"session2": 2, "session3": 1}, False)
+    assert (spectrogram.rows, spectrogram.damaged, spectrogram.complete) == (27, 1, False)
 
 
 def test_ls_counts_rejected_utterances(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_ls_counts_rejected_utterances(tmp_path: Path) -> None:
     (tmp_path / "w" / "Ses01_F002.wav").unlink()
     extract(manifest, tmp_path / "c", TINY, device="cpu")
     for item in list_cache(tmp_path / "c").features:
-        assert (item.rejected, item.clips, item.complete) == (1, 8, True)
+        assert (item.rejected, item.rows, item.complete) == (1, 8, True)
 
 
 def test_ls_shows_all_caches_and_names_the_one_that_cannot_be_read(
@@ -112,7 +113,7 @@ def test_ls_shows_all_caches_and_names_the_one_that_cannot_be_read(
     assert text.count("24 utterances of 6 speakers") == 2
     assert "30 of 30" in text and "20 of 30" in text and "incomplete" in text
     assert "random weights" in text
-    assert "shards missing of session2 (1)" in text
+    assert "not extracted yet: session2 (1 shard)" in text
     again = "mfhca extract --cache cache/two --manifest MANIFEST.csv --encoder random-tiny --split session2"
     assert again in " ".join(text.split())
     assert "Error: cache/three: cache.json or utterances.csv is damaged" in text
@@ -201,7 +202,7 @@ def test_verify_notes_what_belongs_to_nothing(many: Path) -> None:
 def test_a_damaged_description_is_named_with_what_helps_and_it_does(small_manifest: Manifest, many: Path) -> None:
     before = contents(many)
     description = many / "random-tiny" / "feature.json"
-    description.write_text(description.read_text().replace('"last"', '"lost"'))
+    description.write_text(description.read_text().replace('"last"', '"lost"', 1))
     (fault,) = check_cache(many).faults
     assert (fault.kind, fault.path) == ("description", description)
     assert "delete it and run the `mfhca extract` that made the feature" in fault.message
@@ -482,3 +483,30 @@ def test_the_commands_shown_carry_the_settings_of_the_cache(
     )
     run(*command.split()[1:])
     assert "complete" in run("cache", "ls").output and "incomplete" not in run("cache", "ls").output
+
+
+def test_each_kind_of_feature_has_a_command_that_goes_on_with_it(
+    small_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bert(tmp_path / "bert")
+    manifest = spoken(small_manifest, {})
+    write_manifest(manifest, Path("manifests/iemocap.csv"))
+    for spec in (
+        ExtractSpec(encoder=None, spectrogram=None, log_mel=LogMelSpec(mels=26), mfcc=MFCCSpec()),
+        ExtractSpec(encoder=EncoderSpec("random-tiny", layers="all", pool="mean"), spectrogram=None),
+        ExtractSpec(encoder=EncoderSpec("random-tiny", layers=(0, 2)), spectrogram=None),
+        of_text(tmp_path / "bert"),
+    ):
+        extract(manifest, "cache/iemocap", spec, "session1", device="cpu")
+    text = run("cache", "ls").output
+    assert "8 of 24 utterances" in text and "tokens × 16" in text and "layers 0+1+2, pool mean" in text
+    commands = [line.strip() for line in text.splitlines() if line.startswith("  mfhca extract")]
+    assert len(commands) == 5
+    for command in commands:
+        assert run(*command.split()[1:]).output.startswith(("Extracted", "Note"))
+    found = list_cache("cache/iemocap")
+    assert sorted(item.info.name for item in found.features) == [
+        "bert", "log-mel-26", "mfcc-40", "random-tiny.0-2", "random-tiny.all.mean",
+    ]  # fmt: skip
+    assert all(item.complete for item in found.features)

@@ -23,6 +23,7 @@ from mfhca_cache.storage.merge import merge_caches
 
 from .conftest import TINY, small_corpus
 from .test_cli import run
+from .test_features import bert, of_text, spoken
 from .test_maintain import contents, flip, hold, receipt_of
 
 ALONE = replace(TINY, encoder=None)
@@ -46,7 +47,7 @@ def test_parts_become_the_whole(parts: list[Path], tmp_path: Path) -> None:
     report = merge_caches(tmp_path / "c", thirds)
     assert contents(tmp_path / "c") == contents(whole)
     assert (len(report.copied), report.there, report.faults, report.notes) == (24, 0, [], [])
-    assert (report.clips, report.bytes) == (60, sum(path.stat().st_size for path in whole.glob("*/*.h5")))
+    assert report.bytes == sum(path.stat().st_size for path in whole.glob("*/*.h5"))
     assert check_cache(tmp_path / "c", deep=True).faults == ()
     again = merge_caches(tmp_path / "c", thirds)
     assert (again.copied, again.there, again.bytes) == ([], 24, 0)
@@ -159,6 +160,20 @@ def test_a_damaged_shard_of_the_target_is_replaced_and_a_sound_one_never(parts: 
     assert contents(target) == contents(whole)
 
 
+def test_transcripts_meet_and_other_ones_are_left_out(small_manifest: Manifest, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    manifest = spoken(small_manifest, {})
+    text = of_text(tmp_path / "bert")
+    extract(manifest, tmp_path / "a", text, "session1", device="cpu")
+    extract(manifest, tmp_path / "b", text, "session2", device="cpu")
+    extract(spoken(small_manifest, {"Ses03_F000": "so you said"}), tmp_path / "other", text, "session3", device="cpu")
+    report = merge_caches(tmp_path / "a", [tmp_path / "b", tmp_path / "other"])
+    assert report.copied == ["bert/session2-0000"]
+    (fault,) = report.faults
+    assert "bert/session3-0000.json: belongs to another plan: made from other transcripts" in fault
+    assert len(open_cache(tmp_path / "a").load("bert")["bert"]) == 16
+
+
 class Killed(BaseException):
     """As a kill would: nothing may catch it."""
 
@@ -250,6 +265,6 @@ def test_wrong_folders_are_refused(parts: list[Path], tmp_path: Path, monkeypatc
 
 def test_merge_says_what_it_did(parts: list[Path], tmp_path: Path) -> None:
     text = run("cache", "merge", tmp_path / "c", parts[1], parts[2]).output
-    assert "took 16 shards" in text and "0 were there already" in text
+    assert "took 16 shards" in text and "0 shards there already" in text
     value = json.loads(run("cache", "merge", tmp_path / "c", parts[1], parts[3], "--json").output)
     assert (len(value["copied"]), value["there"], value["faults"]) == (8, 8, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mfhca_cache.errors import MfhcaError
 from mfhca_cache.extraction.part import shards_of_part
 from mfhca_cache.extraction.pipeline import extract
 from mfhca_cache.manifest import Manifest, write_manifest
+from mfhca_cache.spec import SpectrogramSpec
 from mfhca_cache.storage import layout
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.storage.check import check_cache
@@ -20,6 +22,7 @@ from mfhca_cache.storage.check import check_cache
 from .conftest import TINY, small_corpus
 from .test_cli import run
 from .test_extract import shard_bytes
+from .test_features import bert, of_text, spoken
 
 
 @pytest.fixture
@@ -82,12 +85,30 @@ def test_features_of_other_widths_are_dealt_out_too(
     cache = open_cache(tmp_path / "whole")
     per_shard = {name: info.clips_per_shard for name, info in cache.features.items()}
     assert per_shard == {"spectrogram": 4, "random-tiny": 25}
-    infos = list(cache.features.values())
-    parts = [shards_of_part(infos, cache.plan.splits, (k, 4)) for k in (1, 2, 3, 4)]
+    infos, splits = list(cache.features.values()), [split.name for split in cache.plan.splits]
+    parts = [shards_of_part(cache.plan, infos, splits, (k, 4)) for k in (1, 2, 3, 4)]
     names = [f"{info.name}/{shard.name}" for part in parts for info, shard in part]
     assert len(names) == len(set(names)) == 3 * (3 + 1)
     for k in (4, 2, 3, 1):
         extract(small_manifest, tmp_path / "c", TINY, device="cpu", shard=(k, 4))
+    assert shard_bytes(tmp_path / "c") == shard_bytes(tmp_path / "whole")
+
+
+def test_transcripts_are_dealt_out_behind_the_clips(small_manifest: Manifest, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    manifest = spoken(small_manifest, {"Ses02_F000": " "})
+    spec = replace(of_text(tmp_path / "bert"), spectrogram=SpectrogramSpec())
+    extract(manifest, tmp_path / "whole", spec, device="cpu")
+    reports = [extract(manifest, tmp_path / "c", spec, device="cpu", shard=(k, 4)) for k in (1, 2, 3, 4)]
+    assert [list(report.covered) for report in reports] == [
+        ["spectrogram/session1-0000", "bert/session2-0000"],
+        ["spectrogram/session2-0000", "bert/session3-0000"],
+        ["spectrogram/session3-0000"],
+        ["bert/session1-0000"],
+    ]
+    assert [(report.utterances, report.clips, len(report.rejected)) for report in reports] == [
+        (16, 19, 1), (16, 20, 0), (8, 10, 0), (8, 10, 0),
+    ]  # fmt: skip
     assert shard_bytes(tmp_path / "c") == shard_bytes(tmp_path / "whole")
 
 
@@ -103,6 +124,7 @@ import sys
 from mfhca_cache.extraction.pipeline import extract
 from mfhca_cache.manifest import read_manifest
 from mfhca_cache.spec import EncoderSpec, ExtractSpec
+from mfhca_cache.spec import SpectrogramSpec
 from mfhca_cache.storage import layout
 layout.MAX_SHARD_CLIPS = 3
 manifest, spec = read_manifest(sys.argv[1]), ExtractSpec(encoder=EncoderSpec("random-tiny"))

@@ -18,6 +18,7 @@ from mfhca_cache.storage import layout
 
 from .conftest import TINY, small_corpus
 from .test_cli import run
+from .test_features import bert, of_text, spoken
 from .test_maintain import contents
 
 ALONE = replace(TINY, encoder=None)
@@ -40,8 +41,8 @@ def test_the_estimate_is_what_extraction_writes(small_manifest: Manifest, tmp_pa
     assert found.bytes_left == pytest.approx(written(tmp_path / "c"), rel=0.02)
     for item in found.features:
         assert item.bytes == item.bytes_left == pytest.approx(written_feature(tmp_path / "c", item.name), rel=0.1)
-        assert (item.clips, item.clips_left, item.random_weights) == (30, 30, item.name == "random-tiny")
-        assert item.seconds_per_clip and item.seconds_per_clip > 0
+        assert (item.count, item.count_left, item.random_weights) == (30, 30, item.name == "random-tiny")
+        assert item.seconds_each and item.seconds_each > 0
     assert {item.name: item.shape for item in found.features} == {"spectrogram": (300, 200), "random-tiny": (149, 64)}
     assert [(s.name, s.utterances, s.clips, s.clips_left) for s in found.splits] == [
         (f"session{n}", 8, 10, 10) for n in (1, 2, 3)
@@ -63,7 +64,7 @@ def test_the_time_follows_from_the_trial(
     # Each look at the clock is a second later: a feature takes 1 s a batch, an utterance 1 s to decode.
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
     found = estimate(small_manifest, tmp_path / "c", TINY, device="cpu", batch=5)
-    per_clip = {item.name: item.seconds_per_clip for item in found.features}
+    per_clip = {item.name: item.seconds_each for item in found.features}
     assert per_clip == dict.fromkeys(("spectrogram", "random-tiny"), 1 / found.trial_clips)
     assert 5 <= found.trial_clips <= 6  # one batch of whole utterances, after one to warm up
     utterances = round((found.seconds or 0) * found.trial_clips / 30) - 2
@@ -76,7 +77,7 @@ def test_what_is_there_is_not_counted_again(small_manifest: Manifest, tmp_path: 
     before = contents(tmp_path / "c")
     found = estimate(small_manifest, tmp_path / "c", TINY, device="cpu", batch=2)
     assert found.begun
-    assert {item.name: item.clips_left for item in found.features} == {"spectrogram": 20, "random-tiny": 30}
+    assert {item.name: item.count_left for item in found.features} == {"spectrogram": 20, "random-tiny": 30}
     one = estimate(small_manifest, tmp_path / "c", ALONE, device="cpu")
     assert [item.clips_left for item in one.splits] == [10, 0, 10]
     extract(small_manifest, tmp_path / "c", ALONE, device="cpu")
@@ -90,10 +91,22 @@ def test_splits_and_parts(small_manifest: Manifest, tmp_path: Path, monkeypatch:
     found = estimate(small_manifest, tmp_path / "c", ALONE, "session2")
     assert [(item.name, item.clips) for item in found.splits] == [("session2", 10)]
     parts = [estimate(small_manifest, tmp_path / "c", ALONE, shard=(k, 3)) for k in (1, 2, 3)]
-    assert sum(part.features[0].clips_left for part in parts) == 30
+    assert sum(part.features[0].count_left for part in parts) == 30
     for k, part in enumerate(parts, start=1):
         report = extract(small_manifest, tmp_path / "c", ALONE, shard=(k, 3))
-        assert report.new_clips == part.features[0].clips_left == sum(item.clips_left for item in part.splits)
+        assert report.new_clips == part.features[0].count_left == sum(item.clips_left for item in part.splits)
+
+
+def test_transcripts_are_tried_too(small_manifest: Manifest, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    manifest, spec = spoken(small_manifest, {"Ses01_F000": " "}), of_text(tmp_path / "bert")
+    found = estimate(manifest, tmp_path / "c", spec, device="cpu")
+    (text,) = found.features
+    assert (text.per, text.count, text.count_left, found.trial_texts, found.trial_clips) == ("utterance", 24, 24, 24, 0)
+    assert found.seconds and text.seconds_each and found.seconds == pytest.approx(24 * text.seconds_each)
+    extract(manifest, tmp_path / "c", spec, device="cpu")
+    assert text.bytes == pytest.approx(written_feature(tmp_path / "c", "bert"), rel=0.25)
+    assert estimate(manifest, tmp_path / "c", spec, device="cpu").seconds == 0
 
 
 def test_nothing_is_written(small_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +159,7 @@ def test_the_command(small_manifest: Manifest, tmp_path: Path, monkeypatch: pyte
     words = (*words, "--encoder", "none")
     value = json.loads(run(*words, "--json").output)
     assert (value["fits"], value["begun"], len(value["features"])) == (True, False, 1)
-    assert value["features"][0]["clips_left"] == 30
+    assert value["features"][0]["count_left"] == 30
     with monkeypatch.context() as patch:
         patch.setattr(module, "free_bytes", lambda path: 1000)
         text = run(*words, expect=1).output

@@ -8,7 +8,7 @@ import torch
 
 from mfhca_cache.device import resolve_device
 from mfhca_cache.errors import CacheError, CacheMismatchError, LabelError, ManifestError
-from mfhca_cache.extraction.work import begun_feature
+from mfhca_cache.extraction.features import begun_feature
 from mfhca_cache.manifest import Manifest, select_rows
 from mfhca_cache.spec import ExtractSpec, differences
 from mfhca_cache.storage.layout import (

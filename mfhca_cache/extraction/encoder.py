@@ -1,134 +1,182 @@
-"""A frozen speech encoder: loaded whole or not at all, and run exactly.
+"""A frozen speech encoder: clips of one length in, hidden layers out, in exact float32.
 
-The one place that imports transformers. Weights come from safetensors, or from a ``.bin`` through the weights-only
-loader; a checkpoint's own code is never run. A key missing from the checkpoint would be filled with random numbers,
-so it is an error.
+Two families differ in what they take. HuBERT, wav2vec 2.0, WavLM, data2vec-audio and UniSpeech-SAT take the waveform.
+Whisper takes log-mel features of 30 s: a clip is padded to that with zeros, and the frames of the clip are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
-import logging
-import pickle
-import socket
-import urllib.request
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
 
 from mfhca_cache.errors import EncoderError
-from mfhca_cache.spec import SAMPLE_RATE, EncoderSpec
+from mfhca_cache.extraction.checkpoint import Checkpoint, load_checkpoint, weights_sha256
+from mfhca_cache.spec import SAMPLE_RATE, EncoderSpec, Layers
 
-#: The built-in encoder of the demo and the tests: small, seeded, never trained.
-RANDOM_TINY = "random-tiny"
-#: Only used for masked training, so some checkpoints lack it.
-_MAY_BE_MISSING = ("masked_spec_embed",)
-#: What changes an encoder's numbers while its weights stay the same.
+#: What of a configuration changes the numbers while the weights stay the same.
 _ARCHITECTURE = (
     "model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "do_stable_layer_norm", "feat_extract_norm",
-    "feat_extract_activation", "conv_stride", "conv_kernel", "num_conv_pos_embedding_groups",
+    "feat_extract_activation", "conv_stride", "conv_kernel", "num_conv_pos_embedding_groups", "conv_pos_kernel_size",
+    "num_buckets", "max_bucket_distance", "position_embeddings_type", "rotary_embedding_base", "scale_embedding",
+    "encoder_attention_heads", "activation_function", "add_adapter",
 )  # fmt: skip
+_PREPROCESSING = ("do_normalize", "feature_size", "n_fft", "hop_length", "chunk_length", "dither", "padding_value")
+#: Relative error above which a clip's features depend on its neighbours in the batch.
+BATCH_TOLERANCE = 1e-4
 
 
 class Encoder:
-    """A frozen encoder on a device; make one with `load_encoder`.
+    """A frozen encoder that takes the waveform; make one with `load_encoder`.
 
     Attributes:
-        width: size of the final hidden layer.
+        width: size of a hidden layer.
+        blocks: number of transformer blocks, N.
         weights_sha256: of the weights, whatever the file that they came in.
         architecture: what of the configuration decides the numbers beside the weights.
-        normalise: whether the checkpoint's feature extractor standardises each clip.
-        source: name, revision asked for, commit that the hub resolved, architecture.
+        preprocessing: how the checkpoint's feature extractor treats each clip, such as ``do_normalize``.
+        source: name, revision asked for, commit that the hub resolved, class.
         random_weights: the weights were never trained.
     """
 
-    def __init__(self, model: Any, feature_extractor: Any, source: dict[str, Any], random_weights: bool) -> None:
-        self._model = model
-        self._feature_extractor = feature_extractor
-        self.width = int(model.config.hidden_size)
-        self.weights_sha256 = weights_sha256(model.state_dict())
-        config = model.config.to_dict()
-        self.architecture = {key: config[key] for key in _ARCHITECTURE if key in config}
-        self.normalise = bool(getattr(feature_extractor, "do_normalize", False))
-        self.source = source
-        self.random_weights = random_weights
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._model = checkpoint.model
+        self._feature_extractor = checkpoint.preprocessor
+        self._checked = False
+        config = self._model.config
+        self.width = int(config.hidden_size)
+        self.blocks = int(config.num_hidden_layers)
+        self.weights_sha256 = weights_sha256(self._model.state_dict())
+        self.architecture = architecture(config, _ARCHITECTURE)
+        self.preprocessing = architecture(self._feature_extractor, _PREPROCESSING)
+        self.source = checkpoint.source
+        self.random_weights = checkpoint.random_weights
+
+    @property
+    def normalise(self) -> bool:
+        """Whether the checkpoint's feature extractor standardises each clip."""
+        return bool(self.preprocessing.get("do_normalize", False))
 
     def frames(self, samples: int) -> int:
-        """Frames of the final hidden layer for so many samples at 16 kHz: 149 for 48,000."""
+        """Frames of a hidden layer for so many samples at 16 kHz: 149 for 48,000."""
         return int(self._model._get_feat_extract_output_lengths(torch.tensor(samples)))
 
-    def encode(self, clips: np.ndarray) -> torch.Tensor:
-        """Final hidden layer of clips of one length, each normalised on its own, without an attention mask.
+    def layer_numbers(self, layers: Layers) -> tuple[int, ...]:
+        """The numbers that ``last``, ``all`` or numbers mean here; 0 is the first block's input, N the final layer.
+
+        Raises:
+            EncoderError: this encoder has no such layer.
+        """
+        if layers == "last":
+            return (self.blocks,)
+        numbers = tuple(range(self.blocks + 1)) if layers == "all" else tuple(int(number) for number in layers)
+        if max(numbers) > self.blocks:
+            raise EncoderError(
+                f"encoder {self.source['name']!r} has the layers 0 to {self.blocks}; got --layers "
+                + ",".join(map(str, numbers))
+            )
+        return numbers
+
+    def encode(self, clips: np.ndarray, layers: Layers = "last") -> torch.Tensor:
+        """Hidden layers of clips of one length, each normalised on its own, without an attention mask.
 
         Args:
             clips: float32 (B, samples) at 16 kHz.
+            layers: see `mfhca_cache.spec.EncoderSpec`.
 
         Returns:
-            float32 (B, frames, width) on the CPU.
+            float32 (B, frames, width) on the CPU, or (B, layers, frames, width) for several layers.
         """
-        inputs = self._feature_extractor(list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        device = next(self._model.parameters()).device
+        numbers = self.layer_numbers(layers)
         with torch.inference_mode(), exact_float32():
-            hidden = self._model(inputs["input_values"].to(device, torch.float32)).last_hidden_state
-        result: torch.Tensor = hidden.float().cpu()
-        return result
+            output = self._forward(clips, output_hidden_states=numbers != (self.blocks,))
+            final = output.last_hidden_state
+            # Where a final layer norm follows the last block, hidden_states may end before it.
+            chosen = [final if n == self.blocks else output.hidden_states[n] for n in numbers]
+            hidden = self._cut(torch.stack(chosen, dim=1), clips.shape[1]).float().cpu()
+        return hidden if len(numbers) > 1 else hidden[:, 0]
+
+    def check_batching(self, clips: np.ndarray) -> None:
+        """Check, once, that clips alone give what they give in a batch; a wrong encoder would be cached for years.
+
+        Args:
+            clips: float32 (B, samples), the first batch that this encoder sees.
+
+        Raises:
+            EncoderError: they do not.
+        """
+        if self._checked or len(clips) < 2:
+            return
+        together = self.encode(clips)
+        for row in sorted({0, len(clips) // 2, len(clips) - 1}):
+            alone = self.encode(clips[row : row + 1])[0]
+            error = float((together[row] - alone).norm() / alone.norm().clamp(min=1e-30))
+            if not error <= BATCH_TOLERANCE:
+                raise EncoderError(
+                    f"encoder {self.source['name']!r}: a clip in a batch differs from the same clip alone by "
+                    f"{error:.2g} (relative; expected at most {BATCH_TOLERANCE:g}), so its features would depend on "
+                    "their neighbours. Use --batch 1 and another --cache, or report the encoder"
+                )
+        self._checked = True
+
+    def _forward(self, clips: np.ndarray, output_hidden_states: bool) -> Any:
+        inputs = self._feature_extractor(list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        values = inputs["input_values"].to(self._device, torch.float32)
+        return self._model(values, output_hidden_states=output_hidden_states)
+
+    def _cut(self, hidden: torch.Tensor, samples: int) -> torch.Tensor:
+        """The frames of the clip: all of them."""
+        return hidden
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self._model.parameters()).device
+        return device
+
+
+class WhisperEncoder(Encoder):
+    """Whisper's encoder: its 30-second window holds one clip, whose own frames are kept (150 of 3 s)."""
+
+    def frames(self, samples: int) -> int:
+        """Frames of so many samples at 16 kHz, one every 20 ms: 150 for 48,000."""
+        hop = int(self._feature_extractor.hop_length)
+        return int(self._model._get_feat_extract_output_lengths(torch.tensor(-(-samples // hop))))
+
+    def _forward(self, clips: np.ndarray, output_hidden_states: bool) -> Any:
+        window = int(self._feature_extractor.n_samples)
+        if clips.shape[1] > window:
+            raise EncoderError(
+                f"encoder {self.source['name']!r} hears {window / SAMPLE_RATE:.0f} s; "
+                f"got clips of {clips.shape[1] / SAMPLE_RATE:.0f} s"
+            )
+        inputs = self._feature_extractor(list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        values = inputs["input_features"].to(self._device, torch.float32)
+        return self._model(values, output_hidden_states=output_hidden_states)
+
+    def _cut(self, hidden: torch.Tensor, samples: int) -> torch.Tensor:
+        return hidden[:, :, : self.frames(samples)]
 
 
 def load_encoder(spec: EncoderSpec, device: str = "cpu") -> Encoder:
-    """Load an encoder for inference in float32.
+    """Load a speech encoder for inference in float32.
 
     Raises:
-        EncoderError: not on this computer and the hub cannot be reached (the message says what to download and where
-            to put it), weights missing or of another shape, no speech encoder, or no known normalisation.
+        EncoderError: see `mfhca_cache.extraction.checkpoint.load_checkpoint`; or it has no such layers.
     """
-    if spec.name == RANDOM_TINY:
-        model, feature_extractor = _random_tiny()
-        note = "small random weights, seed 0; its features mean nothing"
-        return Encoder(_frozen(model, device), feature_extractor, {"name": RANDOM_TINY, "note": note}, True)
-    folder = local_folder(spec.name)
-    if folder and spec.revision:
-        raise EncoderError(f"{folder} is a local folder, which has no revisions; leave --revision out")
-    place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder or spec.name), "local_files_only": True}
-    if not folder:
-        place["revision"] = spec.revision or "main"
-    try:
-        model, feature_extractor = _load(spec, place)
-    except EncoderError:
-        # What is not whole on this computer is fetched, if there is a hub to ask.
-        if folder or not _hub_answers():
-            raise
-        model, feature_extractor = _load(spec, {**place, "local_files_only": False})
-    source = {
-        "name": spec.name,
-        "revision": spec.revision,
-        "commit": getattr(model.config, "_commit_hash", None),
-        "architecture": type(model).__name__,
-    }
-    # A checkpoint made for timing says so in its config.json, and its features stay marked for ever.
-    random_weights = bool(getattr(model.config, "random_weights", False))
-    return Encoder(_frozen(model, device), feature_extractor, source, random_weights)
+    checkpoint = load_checkpoint(spec, device, "speech")
+    whisper = checkpoint.model.config.model_type == "whisper"
+    encoder = WhisperEncoder(checkpoint) if whisper else Encoder(checkpoint)
+    encoder.layer_numbers(spec.layers)
+    return encoder
 
 
-def weights_sha256(state: dict[str, torch.Tensor]) -> str:
-    """Digest of a model's weights that does not depend on how a library spells their names or in which file they came.
-
-    SHA-256 over the sorted SHA-256 of each tensor's shape, type and bytes.
-    """
-    parts = []
-    for name, tensor in state.items():
-        # What a checkpoint may lack is filled with random numbers, and never used for inference.
-        if name.endswith(_MAY_BE_MISSING):
-            continue
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        parts.append(hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).digest())
-    return hashlib.sha256(b"".join(sorted(parts))).hexdigest()
+def architecture(config: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The named values of a configuration that it has, ready for JSON."""
+    values = config.to_dict()
+    return {key: values[key] for key in names if values.get(key) is not None}
 
 
 @contextlib.contextmanager
@@ -140,124 +188,3 @@ def exact_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-
-
-def _frozen(model: Any, device: str) -> Any:
-    return model.float().eval().requires_grad_(False).to(device)
-
-
-def _random_tiny() -> tuple[Any, Any]:
-    """A HuBERT of the usual frame rate (149 frames a clip), 64 wide, two layers, seeded."""
-    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
-
-    config = HubertConfig(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        conv_dim=(32,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
-        torch.manual_seed(0)
-        model = HubertModel(config)
-    return model, Wav2Vec2FeatureExtractor(do_normalize=True)
-
-
-def _load(spec: EncoderSpec, place: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoFeatureExtractor, AutoModel
-
-    try:
-        # A download of hundreds of megabytes keeps the hub's own progress bar.
-        with quiet_transformers() if place["local_files_only"] else contextlib.nullcontext():
-            feature_extractor = AutoFeatureExtractor.from_pretrained(**place, trust_remote_code=False)
-            model, info = AutoModel.from_pretrained(
-                **place, trust_remote_code=False, weights_only=True, output_loading_info=True, dtype=torch.float32
-            )
-    except Exception as error:  # A damaged checkpoint can make its readers raise anything.
-        raise EncoderError(_load_failure(spec, place, error)) from error
-    missing = [key for key in info["missing_keys"] if not key.endswith(_MAY_BE_MISSING)]
-    if missing or info.get("mismatched_keys"):
-        wrong = sorted(map(str, missing or info["mismatched_keys"]))
-        raise EncoderError(
-            f"encoder {spec.name!r}: its checkpoint lacks {len(wrong)} weights of {type(model).__name__}, the first "
-            f"being {wrong[0]}; they would be random. Name a checkpoint that holds the whole encoder"
-        )
-    inputs = getattr(feature_extractor, "model_input_names", ["input_values"])
-    if not hasattr(model, "_get_feat_extract_output_lengths") or inputs[0] != "input_values":
-        raise EncoderError(
-            f"encoder {spec.name!r} is a {model.config.model_type}; expected a model that takes the waveform, "
-            "such as HuBERT, wav2vec 2.0 or WavLM"
-        )
-    if getattr(feature_extractor, "sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-        raise EncoderError(
-            f"encoder {spec.name!r} expects {feature_extractor.sampling_rate} Hz; clips are cut at {SAMPLE_RATE} Hz"
-        )
-    return model, feature_extractor
-
-
-def _load_failure(spec: EncoderSpec, place: dict[str, Any], error: Exception) -> str:
-    folder = local_folder(spec.name)
-    if isinstance(error, pickle.UnpicklingError):
-        return f"encoder {spec.name!r}: its .bin holds more than weights and was not read; convert it to safetensors"
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if folder:
-        absent = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
-        if absent:
-            return (
-                f"encoder {folder}: {' and '.join(absent)} is missing; expected a folder as save_pretrained writes it: "
-                "config.json, preprocessor_config.json (how the waveform is normalised) and model.safetensors. "
-                "transformers' Wav2Vec2FeatureExtractor(do_normalize=…).save_pretrained(folder) writes the second"
-            )
-        return f"encoder {folder}: could not be loaded ({first})"
-    if place["local_files_only"]:
-        revision = f" --revision {spec.revision}" if spec.revision else ""
-        return (
-            f"encoder {spec.name!r} is neither a folder nor in this computer's Hugging Face cache, and the hub cannot "
-            f"be reached. Where there is a network, run\n    hf download {spec.name}{revision} "
-            f"--local-dir {spec.feature}\ncopy that folder here, and name it: --encoder {spec.feature}"
-        )
-    return f"encoder {spec.name!r}: the hub gave no such encoder ({first}); check the name and --revision"
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder that an encoder's name means, or None where it is a name on the hub."""
-    try:
-        folder = Path(name).expanduser()
-        return folder if folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):
-        return None
-
-
-def _hub_answers() -> bool:
-    """Whether the hub's name resolves; asked first, because the hub's client retries for half a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if "https" in urllib.request.getproxies():
-        return True  # A proxy resolves the name for us.
-    try:
-        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars, warnings and load reports off the terminal; what matters is raised as an error."""
-    from transformers.utils import logging as hf_logging
-
-    before, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(before)
-        if bar:
-            hf_logging.enable_progress_bar()

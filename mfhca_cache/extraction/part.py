@@ -1,15 +1,15 @@
 """One part of an extraction, so that the jobs of an array never do the same work twice.
 
-The runs of clips that shards are made of are dealt out in the plan's order: part 2 of 8 has the 2nd, the 10th, the
-18th … of them, whatever is in the cache already.
+The runs of clips (or of transcripts) that shards are made of are dealt out in the plan's order: part 2 of 8 has the
+2nd, the 10th, the 18th … of them, whatever is in the cache already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mfhca_cache.errors import MfhcaError
-from mfhca_cache.storage.layout import FeatureInfo, ShardRange, Split
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Unit
 
 
 def check_part(part: tuple[int, int] | None) -> None:
@@ -23,13 +23,12 @@ def check_part(part: tuple[int, int] | None) -> None:
 
 
 def shards_of_part(
-    features: Sequence[FeatureInfo], splits: Sequence[Split], part: tuple[int, int] | None
+    plan: Plan, features: Sequence[FeatureInfo], splits: Collection[str], part: tuple[int, int] | None
 ) -> list[tuple[FeatureInfo, ShardRange]]:
-    """The shards that a part answers for, in the plan's order; every one where ``part`` is None."""
-    runs: dict[tuple[int, int], list[tuple[FeatureInfo, ShardRange]]] = {}
-    for split in splits:
-        for info in features:
-            for shard in info.shards(split):
-                runs.setdefault((shard.first, shard.stop), []).append((info, shard))
+    """The shards that a part answers for, in the plan's order, clips first; every one where ``part`` is None."""
+    runs: dict[tuple[Unit, int, int], list[tuple[FeatureInfo, ShardRange]]] = {}
+    for info in features:
+        for shard in plan.shards(info, splits):
+            runs.setdefault((info.per, shard.first, shard.stop), []).append((info, shard))
     k, n = part or (1, 1)
     return [item for run in sorted(runs)[k - 1 :: n] for item in runs[run]]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -25,26 +26,26 @@ from mfhca_cache.extraction.agree import (
     keep_plan,
     wanted_plan,
 )
-from mfhca_cache.extraction.build import decode_clips, publish_features
-from mfhca_cache.extraction.encoder import RANDOM_TINY, Encoder, load_encoder, local_folder
-from mfhca_cache.extraction.part import check_part, shards_of_part
-from mfhca_cache.extraction.work import (
-    SPECTROGRAM,
-    Task,
+from mfhca_cache.extraction.build import Tools, decode_clips, publish_features, publish_texts
+from mfhca_cache.extraction.checkpoint import RANDOM_TINY, local_folder
+from mfhca_cache.extraction.encoder import load_encoder
+from mfhca_cache.extraction.features import (
+    acoustic_feature,
+    acoustic_features,
     begun_feature,
     encoder_feature,
-    find_tasks,
-    is_done,
     is_source,
-    mended,
     new_engine,
-    spectrogram_feature,
+    text_feature,
 )
+from mfhca_cache.extraction.part import check_part, shards_of_part
+from mfhca_cache.extraction.text import load_text_encoder
+from mfhca_cache.extraction.work import Task, find_tasks, is_done, mended
 from mfhca_cache.manifest import Manifest, Rejected
 from mfhca_cache.progress import Progress, ProgressCallback, silent
-from mfhca_cache.spec import ExtractSpec
+from mfhca_cache.spec import EncoderSpec, ExtractSpec
 from mfhca_cache.storage.cache import shard_receipt
-from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Split
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
 from mfhca_cache.storage.publish import lock, remove_temporaries
 
 
@@ -124,24 +125,26 @@ def extract(
     folder = Path(cache_dir)
     plan = wanted_plan(manifest, spec)
     check_plan(folder, plan)
-    splits = plan.chosen(split)
-    features, encoder = agreed_features(folder, manifest.root, plan, spec, splits, device, batch, progress)
+    splits = tuple(item.name for item in plan.chosen(split))
+    features, tools = Agreement(folder, manifest.root, plan, spec, splits, device, batch, progress).features()
     retry = mended(folder, plan, features, manifest.root)
-    mine = {(item.first, item.stop) for _, item in shards_of_part(features, splits, shard)}
-    run = _Run(folder, plan, spec, encoder, retry, progress, total=sum(stop - first for first, stop in mine))
+    run = _Run(folder, plan, tools, retry, progress)
+    covered = shards_of_part(plan, features, splits, shard)
     # Nothing is written before everything that can be asked for wrongly has been agreed on.
-    tasks = run.tasks(features, splits, mine)
-    if tasks:
+    if any(task.per == "clip" for task in run.tasks(covered)):
         run.root = corpus_root(manifest)
     notes = keep_plan(folder, plan)
-    if tasks or any(begun_feature(folder, info.name) is None for info in features):
+    if run.tasks(covered) or any(begun_feature(folder, info.name) is None for info in features):
         features = [begin_feature(folder, info) for info in features]
-        run.work(run.tasks(features, splits, mine))
-    report = _report(run, shards_of_part(features, splits, shard), notes)
+        covered = shards_of_part(plan, features, splits, shard)
+    tasks = run.tasks(covered)
+    for per in ("clip", "utterance"):
+        total = len({n for info, item in covered if info.per == per for n in range(item.first, item.stop)})
+        run.work([task for task in tasks if task.per == per], total)
     return replace(
-        report,
+        _report(run, covered, notes),
         features=tuple(info.name for info in features),
-        splits=tuple(split.name for split in splits),
+        splits=splits,
         shard=shard,
         seconds=time.monotonic() - started,
     )
@@ -153,26 +156,37 @@ class _Run:
 
     folder: Path
     plan: Plan
-    spec: ExtractSpec
-    encoder: Encoder | None
+    tools: Tools
     retry: set[str]
     progress: ProgressCallback
-    total: int
     root: Path = Path()
+    unit: str = "clips"
+    total: int = 0
     done: int = 0
     resumed: int = 0
     new_clips: int = 0
     new_shards: int = 0
     bytes_written: int = 0
 
-    def tasks(self, features: list[FeatureInfo], splits: tuple[Split, ...], mine: set[tuple[int, int]]) -> list[Task]:
-        """What the features lack of this run's part."""
+    def tasks(self, covered: list[tuple[FeatureInfo, ShardRange]]) -> list[Task]:
+        """What is lacking of the shards that this run answers for."""
+        features = list({info.name: info for info, _ in covered}.values())
+        splits = {shard.split for _, shard in covered}
+        mine = {(info.per, shard.first, shard.stop) for info, shard in covered}
         found = find_tasks(self.folder, self.plan, features, splits, self.retry)
-        return [task for task in found if (task.first, task.stop) in mine]
+        return [task for task in found if (task.per, task.first, task.stop) in mine]
 
-    def work(self, tasks: list[Task]) -> None:
-        """Build every task's shards; those that another run holds, after it has let go of them."""
-        self.done = self.resumed = self.total - sum(task.stop - task.first for task in tasks)
+    def work(self, tasks: list[Task], total: int) -> None:
+        """Build every task's shards; those that another run holds, after it has let go of them.
+
+        Args:
+            tasks: all of clips, or all of utterances.
+            total: clips or utterances that the run answers for.
+        """
+        self.unit = f"{tasks[0].per}s" if tasks else ""
+        self.done = self.resumed = total - len({n for task in tasks for n in range(task.first, task.stop)})
+        # Features whose shards differ in length go over the same clips at different times.
+        self.total = self.resumed + sum(task.stop - task.first for task in tasks)
         for patient in (False, True):
             tasks = [left for task in tasks if (left := self._build(task, patient)) is not None]
 
@@ -182,68 +196,89 @@ class _Run:
             # Another run may have published some of them between the search and the lock.
             todo = tuple(item for item in taken if not is_done(self.folder, self.plan, *item, self.retry))
             if todo:
-                self._publish(Task(task.first, task.stop, todo))
+                self._publish(replace(task, shards=todo))
             held = tuple(item for item in task.shards if item not in taken)
         if held:
-            return Task(task.first, task.stop, held)
+            return replace(task, shards=held)
         self.done += task.stop - task.first
         return None
 
     def _publish(self, task: Task) -> None:
+        if task.per == "utterance":
+            if self.tools.text_encoder is not None:
+                encoder = self.tools.text_encoder
+                self.bytes_written += publish_texts(self.folder, self.plan, task, encoder, self._tell)
+                self.new_shards += len(task.shards)
+            return
         self._tell("decoding", 0)
-        clips = decode_clips(self.plan, self.root, task.first, task.stop, self.spec.spectrogram.pre_emphasis)
+        spectrogram = self.tools.spec.spectrogram
+        emphasis = spectrogram.pre_emphasis if spectrogram else 0.0
+        clips = decode_clips(self.plan, self.root, task.first, task.stop, emphasis)
         if clips.unreachable:
             return
-        self.bytes_written += publish_features(
-            self.folder,
-            task,
-            clips,
-            spectrogram=self.spec.spectrogram,
-            pad=self.plan.clip.pad,
-            encoder=self.encoder,
-            tell=self._tell,
-        )
+        self.bytes_written += publish_features(self.folder, task, clips, self.tools, self._tell)
         self.new_clips += len(clips.numbers)
         self.new_shards += len(task.shards)
 
-    def _tell(self, stage: str, clips: int) -> None:
-        self.progress(Progress(stage, self.done + clips, self.total, "clips", self.resumed, self.bytes_written))
+    def _tell(self, stage: str, done: int) -> None:
+        self.progress(Progress(stage, self.done + done, self.total, self.unit, self.resumed, self.bytes_written))
 
 
-def agreed_features(
-    folder: Path,
-    root: Path | None,
-    plan: Plan,
-    spec: ExtractSpec,
-    splits: tuple[Split, ...],
-    device: str,
-    batch: int | None,
-    progress: ProgressCallback,
-) -> tuple[list[FeatureInfo], Encoder | None]:
-    """The features asked for, as they were or will be begun, and the encoder unless it has nothing to do."""
+@dataclass(frozen=True)
+class Agreement:
+    """What is asked for, to be held against what the cache was begun with."""
 
-    def whole(name: str) -> FeatureInfo | None:
+    folder: Path
+    root: Path | None
+    plan: Plan
+    spec: ExtractSpec
+    splits: tuple[str, ...]
+    device: str
+    batch: int | None
+    progress: ProgressCallback
+
+    def features(self) -> tuple[list[FeatureInfo], Tools]:
+        """The features asked for, as they were or will be begun, and what computes them."""
+        spec, found = self.spec, list[FeatureInfo]()
+        for name, kind in acoustic_features(spec).items():
+            engine, _ = self._engine(name)
+            found.append(agreed_feature(self.folder, acoustic_feature(spec, kind, engine)))
+        encoder = text_encoder = None
+        if (asked := spec.encoder) is not None and not self._settled(asked, found):
+            engine, device = self._engine(asked.feature)
+            encoder = load_encoder(asked, device)
+            found.append(agreed_feature(self.folder, encoder_feature(spec, asked, encoder, engine)))
+        if (asked := spec.text_encoder) is not None and not self._settled(asked, found):
+            engine, device = self._engine(asked.feature)
+            text_encoder = load_text_encoder(asked, device)
+            found.append(agreed_feature(self.folder, text_feature(spec, asked, text_encoder, engine)))
+        return found, Tools(spec, encoder, text_encoder)
+
+    def _settled(self, asked: EncoderSpec, found: list[FeatureInfo]) -> bool:
+        """Take a feature as it is, without loading its encoder, if it is whole and its checkpoint cannot change."""
+        done = self._whole(asked.feature)
+        # A hub's checkpoint does not change under its commit. A folder's may, so its weights are looked at every time.
+        from_hub = asked.name != RANDOM_TINY and not local_folder(asked.name)
+        if done and from_hub and is_source(done, asked):
+            found.append(done)
+            return True
+        self.progress(Progress(f"loading {asked.name}", 0, 0, "clips"))
+        return False
+
+    def _engine(self, name: str) -> tuple[dict[str, Any], str]:
+        """The engine of a feature, and where its encoder is loaded: on the CPU if there is nothing left to compute."""
+        if done := self._whole(name):
+            return done.engine, "cpu"
+        device = agreed_device(self.folder, name, self.device)
+        return new_engine(device, self.batch), device
+
+    def _whole(self, name: str) -> FeatureInfo | None:
         """The feature if it was begun and lacks nothing: then neither its device nor its encoder is needed."""
-        begun = begun_feature(folder, name)
-        if begun and not find_tasks(folder, plan, [begun], splits, mended(folder, plan, [begun], root)):
-            return begun
-        return None
-
-    done = whole(SPECTROGRAM)
-    engine = done.engine if done else new_engine(agreed_device(folder, SPECTROGRAM, device), batch)
-    features = [agreed_feature(folder, spectrogram_feature(spec, engine))]
-    if spec.encoder is None:
-        return features, None
-    done = whole(spec.encoder.feature)
-    # A hub's checkpoint does not change under its commit. A folder's may, so its weights are looked at every time.
-    from_hub = spec.encoder.name != RANDOM_TINY and not local_folder(spec.encoder.name)
-    if done and from_hub and is_source(done, spec.encoder):
-        return [*features, done], None
-    engine = done.engine if done else new_engine(agreed_device(folder, spec.encoder.feature, device), batch)
-    progress(Progress(f"loading {spec.encoder.name}", 0, 0, "clips"))
-    encoder = load_encoder(spec.encoder, "cpu" if done else engine["device"])
-    features.append(agreed_feature(folder, encoder_feature(spec, encoder, engine)))
-    return features, encoder
+        begun = begun_feature(self.folder, name)
+        if begun is None:
+            return None
+        retry = mended(self.folder, self.plan, [begun], self.root)
+        return None if find_tasks(self.folder, self.plan, [begun], self.splits, retry) else begun
 
 
 @contextlib.contextmanager
@@ -268,17 +303,18 @@ def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[Featu
 
 def _report(run: _Run, covered: list[tuple[FeatureInfo, ShardRange]], notes: list[str]) -> ExtractReport:
     """What the covered shards hold now, and what the run did."""
-    table = run.plan.utterances
-    inside = np.zeros(run.plan.clips + 1, dtype=np.int64)
+    plan, table = run.plan, run.plan.utterances
+    inside = np.zeros(plan.clips + 1, dtype=np.int64)
     reasons: dict[str, str] = {}
     for info, shard in covered:
-        inside[shard.first + 1 : shard.stop + 1] = 1
-        receipt = shard_receipt(run.folder, run.plan, info, shard)
-        if receipt is not None:
-            reasons |= {item.path: item.reason for item in receipt.rejected}
-        else:
-            ids = run.plan.audio(shard.first, shard.stop)
+        first, stop = plan.clips_of(info, shard)
+        inside[first + 1 : stop + 1] = 1
+        receipt = shard_receipt(run.folder, plan, info, shard)
+        if receipt is None:
+            ids = plan.sources(info, shard)
             reasons = dict.fromkeys(ids, "missing: none of its shard's files can be read") | reasons
+        else:
+            reasons |= {item.path: item.reason for item in receipt.rejected}
     # An utterance may lie in two parts: each counts the clips that are its own.
     before = np.cumsum(inside)
     clips = before[(table["first_clip"] + table["clips"]).to_numpy()] - before[table["first_clip"].to_numpy()]

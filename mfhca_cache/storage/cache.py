@@ -108,17 +108,15 @@ class Cache:
             splits: look at these splits alone; None for all.
         """
         whole = np.ones(len(self.plan.utterances), dtype=bool)
-        first = self.plan.utterances["first_clip"].to_numpy()
-        clips = self.plan.utterances["clips"].to_numpy()
         for name in features:
-            stored = np.zeros(self.plan.clips + 1, dtype=np.int64)
-            for shard in self._shards(self.feature(name)):
-                if splits is not None and shard.split not in splits:
-                    continue
-                if self._receipt(self.features[name], shard) is not None:
+            info = self.feature(name)
+            first, units = self._units(info)
+            stored = np.zeros(int(units.sum()) + 1, dtype=np.int64)
+            for shard in self.plan.shards(info, splits):
+                if self._receipt(info, shard) is not None:
                     stored[self._open(name, shard).shard.clip + 1] = 1
             total = np.cumsum(stored)
-            whole &= total[first + clips] - total[first] == clips
+            whole &= total[first + units] - total[first] == units
         return list(self.plan.utterances["utterance_id"][whole])
 
     def load(
@@ -138,7 +136,8 @@ class Cache:
         Returns:
             feature name → tensor (clips, …) of the stored type, and ``"clips"`` → DataFrame of as many rows with
             ``utterance_id``, ``clip`` (0, 1, … within the utterance), ``valid_samples`` at 16 kHz, and for each
-            feature ``valid_<feature>`` (frames that come from signal).
+            feature ``valid_<feature>`` (frames that come from signal). A feature of utterances (text) is a list of
+            tensors (rows, width), one an utterance in the order asked, whose ids are ``"utterances"``, a list.
 
         Raises:
             CacheError: an unknown feature or id, an utterance not extracted or rejected, or damaged bytes.
@@ -150,6 +149,10 @@ class Cache:
         wanted = clips.pop("_clip").to_numpy()
         result: dict[str, Any] = {}
         for info in infos:
+            if info.per == "utterance":
+                result["utterances"] = list(rows["utterance_id"])
+                result[info.name] = self._read_utterances(info, rows.index, progress)
+                continue
             tensor = torch.empty((len(wanted), *info.shape), dtype=getattr(torch, info.dtype))
             clips[f"valid_{info.name}"] = self._read(info, wanted, tensor.numpy(), progress)
             result[info.name] = tensor
@@ -168,7 +171,7 @@ class Cache:
         return [fault.message for fault in check_cache(self.path, deep=deep, progress=progress).faults]
 
     def _shards(self, info: FeatureInfo) -> list[ShardRange]:
-        return [shard for split in self.plan.splits for shard in info.shards(split)]
+        return self.plan.shards(info)
 
     def _path(self, info: FeatureInfo, shard: ShardRange) -> Path:
         return self.path / info.name / f"{shard.name}.h5"
@@ -192,19 +195,27 @@ class Cache:
 
     def _rows(self, names: Sequence[str], utterance_ids: Iterable[str] | None) -> pd.DataFrame:
         """Rows of the plan for the ids asked, each wholly there."""
-        table = self.plan.utterances.set_index("utterance_id", drop=False)
+        table = self.plan.utterances
+        place = pd.Series(table.index, index=table["utterance_id"])
         available = self.available(names)
         ids = available if utterance_ids is None else list(utterance_ids)
-        unknown = [name for name in ids if name not in table.index]
+        unknown = [name for name in ids if name not in place.index]
         if unknown:
             raise CacheError(f"{self.path}: no utterance {unknown[0]!r} in this cache ({len(unknown)} such ids)")
         absent = sorted(set(ids) - set(available))
         if absent:
             reason = self.rejected(names).get(absent[0])
-            split = str(table.loc[absent[0], "split"])
+            split = str(table.loc[place[absent[0]], "split"])
             why = f"it was rejected: {reason}" if reason else f"run `mfhca extract --split {split}`"
             raise CacheError(f"{self.path}: {absent[0]!r} has no {' and '.join(names)} ({len(absent)} such ids); {why}")
-        return table.loc[ids]
+        return table.loc[place[ids].to_numpy()]
+
+    def _units(self, info: FeatureInfo) -> tuple[np.ndarray, np.ndarray]:
+        """First unit of each utterance and how many it has: clips, or itself."""
+        table = self.plan.utterances
+        if info.per == "utterance":
+            return np.arange(len(table)), np.ones(len(table), dtype=np.int64)
+        return table["first_clip"].to_numpy(), table["clips"].to_numpy()
 
     def _clip_table(self, rows: pd.DataFrame) -> pd.DataFrame:
         counts = rows["clips"].to_numpy()
@@ -234,15 +245,36 @@ class Cache:
                 jobs = [pool.submit(_copy_checked, opened, rows[part], out, places[part]) for part in parts]
                 bad = [row for job in jobs for row in job.result()]
                 if bad:
-                    raise CacheError(
-                        f"{self._path(info, shard)}: {len(bad)} clip(s) are damaged (their digests differ), the first "
-                        f"being clip {opened.shard.clip[bad[0]]} of the plan; delete {shard.name}.json beside it "
-                        f"and run `mfhca extract --split {shard.split}`"
-                    )
+                    raise self._damage(info, shard, bad)
                 valid[places] = opened.shard.valid[rows]
                 done += len(places)
                 progress(Progress(f"loading {info.name}", done, len(wanted), "clips"))
         return valid
+
+    def _read_utterances(self, info: FeatureInfo, wanted: pd.Index, progress: ProgressCallback) -> list[torch.Tensor]:
+        """The rows (rows, …) of each utterance ``wanted`` (rows of the plan, any order)."""
+        found: dict[int, torch.Tensor] = {}
+        for shard in self._shards(info):
+            places = sorted({int(place) for place in wanted if shard.first <= place < shard.stop})
+            if not places:
+                continue
+            opened = self._open(info.name, shard)
+            rows = np.searchsorted(opened.shard.clip, places)
+            out = np.empty((len(rows), *opened.shard.data.shape[1:]), dtype=info.dtype)
+            if bad := _copy_checked(opened, rows, out, np.arange(len(rows))):
+                raise self._damage(info, shard, bad)
+            for number, place in enumerate(places):
+                found[place] = torch.from_numpy(out[number, : opened.shard.valid[rows[number]]].copy())
+            progress(Progress(f"loading {info.name}", len(found), len(wanted), "utterances"))
+        return [found[place] for place in wanted]
+
+    def _damage(self, info: FeatureInfo, shard: ShardRange, rows: Sequence[int]) -> CacheError:
+        first = self._opened[info.name, shard.name].shard.clip[rows[0]]
+        return CacheError(
+            f"{self._path(info, shard)}: {len(rows)} {info.per}(s) are damaged (their digests differ), the first "
+            f"being {info.per} {first} of the plan; delete {shard.name}.json beside it "
+            f"and run `mfhca extract --split {shard.split}`"
+        )
 
 
 def _copy_checked(opened: _OpenShard, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> list[int]:
@@ -269,13 +301,21 @@ def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
     if not path.exists():
         return None
     receipt = read_receipt(path)
-    stated = (receipt.shard, receipt.fingerprint, receipt.first, receipt.stop, receipt.shape[1:], receipt.dtype)
-    audio = plan.audio(shard.first, shard.stop)
+    stated = (receipt.shard, receipt.fingerprint, receipt.first, receipt.stop, receipt.dtype)
+    wanted = (shard.name, info.fingerprint, shard.first, shard.stop, info.dtype)
     rejected = {item.path for item in receipt.rejected}
-    expected = {name: digest for name, digest in audio.items() if name not in rejected}
-    wanted = (shard.name, info.fingerprint, shard.first, shard.stop, info.shape, info.dtype)
-    if stated != wanted or receipt.audio != expected or not rejected <= set(audio):
-        raise CacheError(f"{path}: belongs to other settings or another plan; delete it and extract this shard again")
+    if info.per == "utterance":
+        expected = sources = plan.texts(shard.first, shard.stop)
+    else:
+        sources = plan.audio(shard.first, shard.stop)
+        expected = {name: digest for name, digest in sources.items() if name not in rejected}
+    if stated != wanted or not info.fits(receipt.shape) or not rejected <= set(sources):
+        raise CacheError(f"{path}: belongs to another plan or other settings; delete it and extract this shard again")
+    if receipt.audio != expected:
+        what = "transcripts" if info.per == "utterance" else "audio"
+        raise CacheError(
+            f"{path}: belongs to another plan: made from other {what}; `mfhca extract` makes this shard anew"
+        )
     return receipt
 
 

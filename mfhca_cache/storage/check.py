@@ -103,7 +103,7 @@ def check_cache(folder: str | Path, *, deep: bool = False, progress: ProgressCal
         return Findings((plan_fault(folder, error),), tuple(find_strays(folder, None, {})), 0, 0)
     features, broken = read_features(folder)
     faults, shards, size = list(broken), 0, 0
-    work = [(info, shard) for info in features.values() for split in plan.splits for shard in info.shards(split)]
+    work = [(info, shard) for info in features.values() for shard in plan.shards(info)]
     for number, (info, shard) in enumerate(work):
         progress(Progress(f"{'rereading' if deep else 'checking'} {info.name}", number, len(work), "shards"))
         path = shard_path(folder, info, shard)
@@ -194,7 +194,7 @@ def find_strays(folder: Path, plan: Plan | None, features: dict[str, FeatureInfo
             yield Stray(path, "temporary", "plan")
     for place in sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")):
         info = features.get(place.name)
-        shards = {shard.name: shard for split in plan.splits for shard in info.shards(split)} if plan and info else {}
+        shards = {shard.name: shard for shard in plan.shards(info)} if plan and info else {}
         for path in sorted(place.iterdir()):
             stray = _stray(place.name, path, shards)
             if stray and (info or stray.kind == "temporary") and not (stray.lock and is_held(folder, stray.lock)):

@@ -1,25 +1,26 @@
 """A cache's features as files that other programs read: NumPy, safetensors or Parquet, one a feature.
 
-    DIR/clips.csv            one row a clip, in the order of the arrays: whose it is, and how much of it is signal
-    DIR/<feature>.npy        (clips, …), to be mapped: numpy.load(path, mmap_mode="r")
+    DIR/clips.csv                one row a clip, in the order of the arrays: whose it is, and how much of it is signal
+    DIR/<feature>.npy            (clips, …), to be mapped: numpy.load(path, mmap_mode="r")
     DIR/<feature>.safetensors    the same as one tensor of the feature's name
-    DIR/<feature>.parquet    the rows of clips.csv with a column of features, flattened
-    DIR/export.json          what the features are
+    DIR/<feature>.parquet        one row a clip, with the columns of clips.csv and the features, flattened
+    DIR/utterances.csv           for features of utterances (text): one row an utterance, and which rows are its own
+    DIR/export.json              what the features are
 
-Only utterances that all the features hold are exported, so that the files line up row by row. Digests are checked as
-the clips are read, and memory is bounded. The folder appears under its name when it is whole.
+A feature of utterances is (rows, …) with the utterances' rows one behind the other; in Parquet it has one row an
+utterance. Only utterances that all the features hold are exported, so that the files line up row by row. Digests are
+checked as the features are read, and memory is bounded. The folder appears under its name when it is whole.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -32,10 +33,11 @@ from mfhca_cache.spec import settings
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.storage.publish import free_bytes, sync_folder
+from mfhca_cache.storage.writers import WRITERS, Chunk, load_pyarrow
 
-FORMATS = ("npy", "safetensors", "parquet")
 _CHUNK_BYTES = 64 * 2**20
-_DESCRIPTIONS = ("utterance_id", "clip", "speaker", "session", "label", "valid_samples")
+_CHUNK_UTTERANCES = 256  # of features of utterances, whose size is not known before they are read
+_WORDS = ("speaker", "session", "label")
 
 
 @dataclass(frozen=True)
@@ -77,52 +79,54 @@ def export_cache(
         format: ``npy`` (to be mapped), ``safetensors``, or ``parquet`` (needs pyarrow).
         features: names; None for every feature of the cache.
         split: one split of the plan; None for all.
-        progress: called with clips done, over all features.
+        progress: called with utterances done, over all features.
 
     Raises:
         CacheError: an unknown format, feature or split, nothing to export, damaged bytes, a folder that is there
             already, another export into it, too little space, or a write that failed.
     """
     folder = Path(folder)
-    if format not in FORMATS:
-        raise CacheError(f"format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
-    write = {"npy": _write_npy, "safetensors": _write_safetensors, "parquet": _write_parquet}[format]
+    if format not in WRITERS:
+        raise CacheError(f"format {format!r} is not known; expected one of: {', '.join(WRITERS)}")
+    write = WRITERS[format]
     if format == "parquet":
-        _pyarrow()
+        load_pyarrow()
     infos = [cache.feature(name) for name in dict.fromkeys(features or sorted(cache.features))]
     if not infos:
         raise CacheError(f"{cache.path}: no feature to export yet; `mfhca extract` makes them")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CacheError(f"{folder} is there already; name a new folder, or remove it first")
-    clips, left_out = _chosen(cache, infos, split)
-    needed = len(clips) * sum(info.clip_bytes * (1 if format != "parquet" else _widened(info)) for info in infos)
-    if needed > free_bytes(folder):
-        raise CacheError(
-            f"{folder}: the export takes up to {needed / 1e9:.2f} GB and {free_bytes(folder) / 1e9:.2f} GB are free; "
-            "nothing was written"
-        )
+    rows, left_out = _chosen(cache, infos, split)
+    tables = _tables(cache, infos, rows)
+    _check_space(cache, infos, tables, folder, format)
     files = {info.name: f"{info.name}.{format}" for info in infos}
     with _Partial(folder) as partial:
-        valid: dict[str, np.ndarray] = {}
-        for number, info in enumerate(infos):
+        done = 0
+        for info in infos:
+            table = tables[info.per]
 
-            def tell(done: int, number: int = number, name: str = info.name) -> None:
-                progress(Progress(f"exporting {name}", number * len(clips) + done, len(infos) * len(clips), "clips"))
+            def tell(count: int, before: int = done, name: str = info.name) -> None:
+                progress(Progress(f"exporting {name}", before + count, len(infos) * len(rows), "utterances"))
 
             with (partial / files[info.name]).open("xb") as file:
-                valid[f"valid_{info.name}"] = write(file, cache, info, clips, tell)
+                valid = write(file, info, table, _chunks(cache, info, table, tell))
                 _to_disk(file)
-        for name, column in valid.items():
-            clips[name] = column
-        _write(partial / "clips.csv", csv_bytes(clips))
-        _write(partial / "export.json", _description(cache, infos, files, format, len(clips)))
+            if info.per == "utterance":
+                table[f"first_{info.name}"] = np.cumsum(valid) - valid
+                table[f"rows_{info.name}"] = valid
+            else:
+                table[f"valid_{info.name}"] = valid
+            done += len(rows)
+        for per, table in tables.items():
+            _write(partial / f"{per}s.csv", csv_bytes(table))
+        counts = {f"{per}s": len(table) for per, table in tables.items()}
+        _write(partial / "export.json", _description(cache, infos, files, format, counts))
         size = sum(path.stat().st_size for path in partial.iterdir() if not path.name.startswith("."))
-    count = int(clips["utterance_id"].nunique())
-    return ExportReport(folder, format, files, count, len(clips), left_out, size)
+    return ExportReport(folder, format, files, len(rows), int(rows["clips"].sum()), left_out, size)
 
 
 def _chosen(cache: Cache, infos: Sequence[FeatureInfo], split: str | None) -> tuple[pd.DataFrame, dict[str, str]]:
-    """One row a clip of what all the features hold, and why the other utterances are left out."""
+    """The utterances that all the features hold, and why the others are left out."""
     splits = [item.name for item in cache.plan.chosen(split)]
     names = [info.name for info in infos]
     there = set(cache.available(names, splits))
@@ -136,118 +140,70 @@ def _chosen(cache: Cache, infos: Sequence[FeatureInfo], split: str | None) -> tu
             f"{cache.path}: no utterance of {', '.join(splits)} has {' and '.join(names)}; "
             "`mfhca cache ls` shows what is missing"
         )
-    # Loaded without features: the clips' own table says how much of each is signal.
-    clips = cache.load([], rows["utterance_id"])["clips"]
-    words = rows.set_index("utterance_id")[["speaker", "session", "label"]]
-    return clips.join(words, on="utterance_id")[list(_DESCRIPTIONS)], left_out
+    return rows, left_out
 
 
-def _chunks(cache: Cache, info: FeatureInfo, clips: pd.DataFrame) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Rows of ``clips``, their features and their valid frames, by utterances of about 64 MiB together."""
-    counts = clips.groupby("utterance_id", sort=False).size()
-    group = (counts.cumsum() - counts) * info.clip_bytes // _CHUNK_BYTES
-    done = 0
-    for _, part in counts.groupby(group.to_numpy()):
+def _tables(cache: Cache, infos: Sequence[FeatureInfo], rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """``clip`` and ``utterance``, as far as the features are of them → one row each, with whose it is."""
+    tables = {}
+    if any(info.per == "clip" for info in infos):
+        # Loaded without features: the clips' own table says how much of each is signal.
+        clips = cache.load([], rows["utterance_id"])["clips"]
+        clips = clips.join(rows.set_index("utterance_id")[list(_WORDS)], on="utterance_id")
+        tables["clip"] = clips[["utterance_id", "clip", *_WORDS, "valid_samples"]]
+    if any(info.per == "utterance" for info in infos):
+        tables["utterance"] = rows[["utterance_id", *_WORDS]].reset_index(drop=True)
+    return tables
+
+
+def _check_space(
+    cache: Cache, infos: Sequence[FeatureInfo], tables: dict[str, pd.DataFrame], folder: Path, format: str
+) -> None:
+    needed = 0
+    for info in infos:
+        size = len(tables[info.per]) * info.clip_bytes
+        if info.per == "utterance":
+            size = sum(receipt.nbytes for receipt in cache.receipts(info.name).values() if receipt)
+        # Parquet holds float32.
+        needed += size * (4 // np.dtype(info.dtype).itemsize if format == "parquet" else 1)
+    free = free_bytes(folder)
+    if needed > free:
+        raise CacheError(
+            f"{folder}: the export takes up to {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            "nothing was written"
+        )
+
+
+def _chunks(cache: Cache, info: FeatureInfo, table: pd.DataFrame, tell: Callable[[int], None]) -> Iterator[Chunk]:
+    """The rows of ``table`` in order, a bounded number of utterances at a time; ``tell(utterances done)``."""
+    counts = table.groupby("utterance_id", sort=False).size()
+    before = (counts.cumsum() - counts).to_numpy()
+    of_clips = info.per == "clip"
+    group = before * info.clip_bytes // _CHUNK_BYTES if of_clips else before // _CHUNK_UTTERANCES
+    utterances = done = 0
+    for _, part in counts.groupby(group):
         loaded = cache.load(info.name, list(part.index))
         rows = slice(done, done + int(part.sum()))
-        yield rows, loaded[info.name].numpy(), loaded["clips"][f"valid_{info.name}"].to_numpy()
-        done = rows.stop
+        if of_clips:
+            data, valid = loaded[info.name].numpy(), loaded["clips"][f"valid_{info.name}"].to_numpy()
+        else:
+            data = np.concatenate([tensor.numpy() for tensor in loaded[info.name]])
+            valid = np.array([len(tensor) for tensor in loaded[info.name]])
+        yield Chunk(rows, data, valid)
+        utterances, done = utterances + len(part), rows.stop
+        tell(utterances)
 
 
-def _stream(
-    file: BinaryIO, cache: Cache, info: FeatureInfo, clips: pd.DataFrame, tell: Callable[[int], None]
-) -> np.ndarray:
-    """Write the features one after the other, little-endian; their valid frames."""
-    valid = np.zeros(len(clips), dtype=np.int32)
-    for rows, data, frames in _chunks(cache, info, clips):
-        file.write(np.ascontiguousarray(data).astype(np.dtype(info.dtype).newbyteorder("<"), copy=False).data)
-        valid[rows] = frames
-        tell(rows.stop)
-    return valid
-
-
-def _write_npy(
-    file: BinaryIO, cache: Cache, info: FeatureInfo, clips: pd.DataFrame, tell: Callable[[int], None]
-) -> np.ndarray:
-    header = {
-        "descr": np.dtype(info.dtype).newbyteorder("<").str,
-        "fortran_order": False,
-        "shape": (len(clips), *info.shape),
-    }
-    np.lib.format.write_array_header_2_0(file, header)
-    return _stream(file, cache, info, clips, tell)
-
-
-def _write_safetensors(
-    file: BinaryIO, cache: Cache, info: FeatureInfo, clips: pd.DataFrame, tell: Callable[[int], None]
-) -> np.ndarray:
-    # The library's own writer wants the whole tensor in memory; the format is a header and the bytes.
-    header = {
-        "__metadata__": {"feature": info.name, "fingerprint": info.fingerprint},
-        info.name: {
-            "dtype": {"float16": "F16", "float32": "F32"}[info.dtype],
-            "shape": [len(clips), *info.shape],
-            "data_offsets": [0, len(clips) * info.clip_bytes],
-        },
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    return _stream(file, cache, info, clips, tell)
-
-
-def _write_parquet(
-    file: BinaryIO, cache: Cache, info: FeatureInfo, clips: pd.DataFrame, tell: Callable[[int], None]
-) -> np.ndarray:
-    """A row a clip. float16 is written as float32, which holds it exactly and which every reader of Parquet knows."""
-    pa, parquet = _pyarrow()
-    width = int(np.prod(info.shape))
-    words = [(name, pa.string()) for name in ("utterance_id", "speaker", "session", "label")]
-    fields = {**dict(words), "clip": pa.int32(), "valid_samples": pa.int32()}
-    schema = pa.schema(
-        [
-            *((name, fields[name]) for name in _DESCRIPTIONS),
-            ("valid_frames", pa.int32()),
-            ("features", pa.list_(pa.float32(), width)),
-        ],
-        metadata={"shape": json.dumps(info.shape), "feature": info.name, "fingerprint": info.fingerprint},
-    )
-    valid = np.zeros(len(clips), dtype=np.int32)
-    with parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=list(dict(words))) as writer:
-        for rows, data, frames in _chunks(cache, info, clips):
-            flat = pa.array(np.ascontiguousarray(data, dtype=np.float32).reshape(-1))
-            part = clips.iloc[rows]
-            columns = [pa.array(part[name].to_numpy(), fields[name]) for name in _DESCRIPTIONS]
-            columns += [pa.array(frames, pa.int32()), pa.FixedSizeListArray.from_arrays(flat, width)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-            valid[rows] = frames
-            tell(rows.stop)
-    return valid
-
-
-def _widened(info: FeatureInfo) -> int:
-    """How many times its stored size a feature takes as float32."""
-    return 4 // np.dtype(info.dtype).itemsize
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise CacheError(
-            "Parquet needs pyarrow, which is not installed: pip install 'mfhca-cache[parquet]', "
-            "or export as npy or safetensors"
-        ) from error
-
-
-def _description(cache: Cache, infos: Sequence[FeatureInfo], files: dict[str, str], format: str, clips: int) -> bytes:
+def _description(
+    cache: Cache, infos: Sequence[FeatureInfo], files: dict[str, str], format: str, counts: dict[str, int]
+) -> bytes:
     value = {
         "corpus": cache.corpus,
         "plan_sha256": cache.plan.identity(),
         "clip": settings(cache.clip),
         "rows": cache.plan.rows,
         "format": format,
-        "clips": clips,
+        **counts,
         "features": {
             info.name: {
                 "file": files[info.name],

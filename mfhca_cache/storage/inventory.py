@@ -17,7 +17,8 @@ class FeatureListing:
 
     Attributes:
         info: what it is.
-        clips: that lie in the cache.
+        rows: clips (or utterances, for a feature of utterances) that lie in the cache.
+        planned: of them.
         rejected: utterances that extraction rejected.
         shards: planned.
         missing: split → shards that are not extracted yet.
@@ -26,7 +27,8 @@ class FeatureListing:
     """
 
     info: FeatureInfo
-    clips: int
+    rows: int
+    planned: int
     rejected: int
     shards: int
     missing: dict[str, int]
@@ -80,24 +82,24 @@ def list_cache(folder: str | Path) -> Listing:
 
 
 def _list_feature(folder: Path, plan: Plan, info: FeatureInfo) -> FeatureListing:
-    clips = damaged = planned = 0
+    rows = damaged = 0
     rejected: set[str] = set()
     missing: dict[str, int] = {}
-    for split in plan.splits:
-        for shard in info.shards(split):
-            planned += 1
-            try:
-                receipt = shard_receipt(folder, plan, info, shard)
-                if receipt is None:
-                    missing[split.name] = missing.get(split.name, 0) + 1
-                elif shard_path(folder, info, shard).stat().st_size != receipt.size:
-                    damaged += 1
-                else:
-                    clips += receipt.shape[0]
-                    rejected |= {item.path for item in receipt.rejected}
-            except (CacheError, OSError):
+    shards = plan.shards(info)
+    for shard in shards:
+        try:
+            receipt = shard_receipt(folder, plan, info, shard)
+            if receipt is None:
+                missing[shard.split] = missing.get(shard.split, 0) + 1
+            elif shard_path(folder, info, shard).stat().st_size != receipt.size:
                 damaged += 1
-    return FeatureListing(info, clips, len(rejected), planned, missing, damaged, _size(folder / info.name))
+            else:
+                rows += receipt.shape[0]
+                rejected |= {item.path for item in receipt.rejected}
+        except (CacheError, OSError):
+            damaged += 1
+    planned = plan.units(info.per)[-1].stop
+    return FeatureListing(info, rows, planned, len(rejected), len(shards), missing, damaged, _size(folder / info.name))
 
 
 def _size(folder: Path) -> int:

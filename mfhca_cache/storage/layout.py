@@ -7,10 +7,12 @@ The plan numbers all clips of the corpus once, split after split, in order of ut
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,8 @@ from mfhca_cache.storage.shard import check_format, read_json
 
 MAX_SHARD_CLIPS = 512
 MAX_SHARD_BYTES = 256 * 2**20
+#: What a row of a shard is.
+Unit = Literal["clip", "utterance"]
 #: A change in one of these makes other clips; the other columns may be corrected later.
 IDENTITY = ("utterance_id", "session", "seconds", "sample_rate", "sha256")
 
@@ -84,12 +88,44 @@ class Plan:
             raise CacheError(f"split {split!r} is not in {self.corpus}; expected one of: {valid}")
         return found
 
+    def units(self, per: Unit) -> tuple[Split, ...]:
+        """The splits as runs of clips, or of rows of ``utterances``."""
+        if per == "clip":
+            return self.splits
+        edges = np.searchsorted(self.utterances["first_clip"], [split.stop for split in self.splits]).tolist()
+        return tuple(
+            Split(split.name, first, stop)
+            for split, (first, stop) in zip(self.splits, pairwise([0, *edges]), strict=True)
+        )
+
+    def shards(self, info: FeatureInfo, splits: Collection[str] | None = None) -> list[ShardRange]:
+        """A feature's shards in order, of the splits named or of all."""
+        chosen = [split for split in self.units(info.per) if splits is None or split.name in splits]
+        return [shard for split in chosen for shard in info.shards(split)]
+
     def audio(self, first: int, stop: int) -> dict[str, str]:
         """utterance_id → SHA-256 of the audio, of the utterances that the clips ``first`` to ``stop`` belong to."""
         table = self.utterances
         begin, end = np.searchsorted(table["first_clip"], [first, stop - 1], side="right")
         part = table.iloc[begin - 1 : end]
         return dict(zip(part["utterance_id"], part["sha256"], strict=True))
+
+    def texts(self, first: int, stop: int) -> dict[str, str]:
+        """utterance_id → SHA-256 of the transcript, of the utterances ``first`` to ``stop``."""
+        part = self.utterances.iloc[first:stop]
+        digests = [hashlib.sha256(text.encode()).hexdigest() for text in part["text"]]
+        return dict(zip(part["utterance_id"], digests, strict=True))
+
+    def sources(self, info: FeatureInfo, shard: ShardRange) -> dict[str, str]:
+        """utterance_id → SHA-256 of what a feature's shard is made from: the audio, or the transcript."""
+        return (self.texts if info.per == "utterance" else self.audio)(shard.first, shard.stop)
+
+    def clips_of(self, info: FeatureInfo, shard: ShardRange) -> tuple[int, int]:
+        """First and stop of the clips that a shard is about, also where its rows are utterances."""
+        if info.per == "clip":
+            return shard.first, shard.stop
+        edges = [*self.utterances["first_clip"], self.clips]
+        return int(edges[shard.first]), int(edges[shard.stop])
 
     def identity(self) -> str:
         """Fingerprint of what the clips are cut from: ids, sessions, lengths and audio digests, in order."""
@@ -102,14 +138,16 @@ class FeatureInfo:
 
     Attributes:
         name: its folder.
-        kind: ``spectrogram`` or ``encoder``.
+        kind: ``spectrogram``, ``log-mel``, ``mfcc``, ``encoder`` or ``text``.
         settings: everything that decides the numbers, the encoder's weights among it.
-        shape: of one clip: (300, 200) or (149, 768).
+        shape: of one clip: (300, 200), (149, 768), (13, 149, 768) for layers, (768,) pooled. Of one utterance of
+            a text: (0, 768), where 0 stands for as many rows as the longest text of the shard has.
         dtype: float16 or float32.
-        clips_per_shard: at most so many.
+        clips_per_shard: at most so many (utterances, for a feature of utterances).
         engine: device, precision, threads, batch: fixed when the feature is begun.
         source: where an encoder came from: name, revision, commit.
         random_weights: the encoder was never trained; its features mean nothing.
+        per: what a row of its shards is: a ``clip``, or an ``utterance`` of any length.
     """
 
     name: str
@@ -121,6 +159,7 @@ class FeatureInfo:
     engine: dict[str, Any]
     source: dict[str, Any]
     random_weights: bool = False
+    per: Unit = "clip"
 
     @property
     def fingerprint(self) -> str:
@@ -129,11 +168,22 @@ class FeatureInfo:
 
     @property
     def clip_bytes(self) -> int:
-        """Bytes of one clip as stored."""
+        """Bytes of one clip as stored; 0 where utterances are of any length."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
+    @property
+    def frame_axis(self) -> int | None:
+        """The axis of ``shape`` that counts frames (or tokens), or None where they were pooled."""
+        return None if self.settings.get("pool") else len(self.shape) - 2
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a shard's array of this shape, rows first, is one of the feature's."""
+        if self.per == "clip":
+            return shape[1:] == self.shape
+        return len(shape) == 1 + len(self.shape) and shape[2:] == self.shape[1:]
+
     def shards(self, split: Split) -> list[ShardRange]:
-        """The shards of a split, in order."""
+        """The shards of a split, given in the feature's own units (see `Plan.units`), in order."""
         edges = [*range(split.first, split.stop, self.clips_per_shard), split.stop]
         return [
             ShardRange(f"{split.name}-{number:04d}", split.name, first, stop)
@@ -267,7 +317,10 @@ def read_feature(folder: Path, name: str) -> FeatureInfo:
         known = {item.name for item in fields(FeatureInfo)}
         info = FeatureInfo(**{key: item for key, item in value.items() if key in known} | {"name": name})
         info = FeatureInfo(**(settings(info) | {"shape": tuple(int(size) for size in info.shape)}))
-        if info.clips_per_shard < 1 or info.clip_bytes < 1 or info.fingerprint != value["fingerprint"]:
+        sizes = info.shape if info.per == "clip" else info.shape[1:]
+        if info.per not in get_args(Unit) or info.clips_per_shard < 1 or min(sizes) < 1:
+            raise ValueError("its shape or its shards are impossible")
+        if info.fingerprint != value["fingerprint"]:
             raise ValueError("its fingerprint is not that of its settings")
         canonical_json(info.settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -99,7 +99,7 @@ def repair(folder: str | Path, *, dry_run: bool = False, progress: ProgressCallb
         raise CacheError(plan_fault(folder, error).message) from error
     features, broken = read_features(folder)
     done.left += broken
-    work = [(info, shard) for info in features.values() for split in plan.splits for shard in info.shards(split)]
+    work = [(info, shard) for info in features.values() for shard in plan.shards(info)]
     for number, (info, shard) in enumerate(work):
         progress(Progress(f"rereading {info.name}", number, len(work), "shards"))
         path = shard_path(folder, info, shard)
@@ -169,8 +169,9 @@ def holding(folder: str | Path, feature: str, split: str | None = None) -> Holdi
         raise CacheError(f"{folder}: no feature {feature!r}; this cache has: {', '.join(there) or 'none'}")
     names = {path.stem for path in place.iterdir() if path.suffix in (".h5", ".json") and _SHARD.fullmatch(path.stem)}
     if split is not None:
-        info = read_feature(folder, feature)
-        names &= {shard.name for chosen in read_plan(folder).chosen(split) for shard in info.shards(chosen)}
+        plan = read_plan(folder)
+        chosen = {item.name for item in plan.chosen(split)}
+        names &= {shard.name for shard in plan.shards(read_feature(folder, feature), chosen)}
     files = [place / f"{name}{suffix}" for name in names for suffix in (".h5", ".json")]
     return Holding(feature, split, tuple(sorted(names)), sum(path.stat().st_size for path in files if path.exists()))
 

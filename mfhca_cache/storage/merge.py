@@ -44,7 +44,6 @@ class MergeReport:
     Attributes:
         target: the cache's folder.
         copied: shards that it took in, as ``feature/shard``.
-        clips: in them.
         bytes: of them.
         there: shards that the target held already.
         faults: shards that no source had whole, and that were left out.
@@ -54,7 +53,6 @@ class MergeReport:
 
     target: Path
     copied: list[str] = field(default_factory=list)
-    clips: int = 0
     bytes: int = 0
     there: int = 0
     faults: list[str] = field(default_factory=list)
@@ -162,9 +160,10 @@ class _Run:
         work = []
         for source in sources:
             for info in source.features.values():
-                for shard in (shard for split in self.plan.splits for shard in info.shards(split)):
+                for shard in self.plan.shards(info):
                     try:
-                        receipt = shard_receipt(source.path, source.plan, info, shard)
+                        # By the target's plan: what was made from other transcripts than its own is left out.
+                        receipt = shard_receipt(source.path, self.plan, info, shard)
                     except CacheError as error:
                         self.failed.append((f"{info.name}/{shard.name}", str(error)))
                         continue
@@ -249,7 +248,6 @@ class _Run:
         publish_json(path.with_suffix(".json"), item.receipt.to_json())
         self.done.add(item.name)
         self.report.copied.append(item.name)
-        self.report.clips += item.receipt.shape[0]
         self.report.bytes += item.receipt.size
 
     def settle(self) -> None:

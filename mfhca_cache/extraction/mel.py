@@ -1,0 +1,42 @@
+"""Clips → log-mel spectrograms and MFCC, by torch on the device; mel bands and DCT as librosa and SciPy define them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mfhca_cache.spec import SAMPLE_RATE, LogMelSpec, MFCCSpec
+
+
+def log_mels(clips: torch.Tensor, spec: LogMelSpec) -> torch.Tensor:
+    """Float (B, samples) → dB (B, frames, mels): 10·log10 of the power in each band, not under the floor.
+
+    The same as librosa's ``power_to_db(melspectrogram(sr=16000, n_fft=1024, hop_length=160, win_length=400,
+    window="hann", center=True, pad_mode="constant", power=2, n_mels=128), top_db=None)``, frames first.
+    """
+    from librosa.filters import mel as mel_bands
+
+    window = torch.hann_window(spec.window, periodic=True, dtype=clips.dtype, device=clips.device)
+    spectrum = torch.stft(
+        clips,
+        n_fft=spec.n_fft,
+        hop_length=spec.hop,
+        win_length=spec.window,
+        window=window,
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    # The frame centred on the first sample after the clip is dropped: 301 → 300.
+    power = spectrum[:, :, : spec.frames(clips.shape[1])].abs().square()
+    bands = mel_bands(sr=SAMPLE_RATE, n_fft=spec.n_fft, n_mels=spec.mels, dtype=np.float64)
+    mel = power.transpose(1, 2) @ torch.from_numpy(bands.T.copy()).to(clips)
+    return 10.0 * torch.log10(mel.clamp(min=10.0 ** (spec.floor_db / 10.0)))
+
+
+def mfccs(clips: torch.Tensor, spec: MFCCSpec) -> torch.Tensor:
+    """Float (B, samples) → (B, frames, coefficients): orthonormal DCT-II of `log_mels`, the first coefficients."""
+    import scipy.fft
+
+    basis = scipy.fft.dct(np.eye(spec.log_mel.mels), type=2, norm="ortho", axis=0)[: spec.coefficients]
+    return log_mels(clips, spec.log_mel) @ torch.from_numpy(basis.T.copy()).to(clips)
