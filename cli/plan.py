@@ -78,12 +78,11 @@ def _show(screen: Screen, found: Estimate) -> None:
     screen.out.print(
         grid(
             None,
-            ["feature", "clip", "stored as", "to do", "to write", "when whole", "each second"],
+            ["feature", "clip", "to do", "to write", "when whole", "each second"],
             [
                 [
                     item.name,
-                    shape_of(item.shape),
-                    item.dtype,
+                    shape_of(item.shape, item.dtype),
                     f"{item.count_left:,} of {counted(item.count, item.per)}",
                     size(item.bytes_left),
                     size(item.bytes),

@@ -129,9 +129,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def shape_of(shape: Sequence[int]) -> str:
-    """``149 × 768``; where a length differs from row to row, ``tokens × 768``."""
-    return " × ".join(str(length) if length else "tokens" for length in shape)
+def shape_of(shape: Sequence[int], dtype: str) -> str:
+    """``149 × 768``; where a length differs from row to row ``tokens × 768``; and the type where it is unusual."""
+    text = " × ".join(str(length) if length else "tokens" for length in shape)
+    return text if dtype == "float16" else f"{text} {dtype}"
 
 
 def percent(value: float) -> str:
