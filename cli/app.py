@@ -19,6 +19,8 @@ COMMANDS = {
     "cache": "List, verify, repair, merge and export caches.",
     "train": "Train folds from a cache, and show the run's scores.",
     "report": "Show the scores of the run in folder RUN.",
+    "folds": "Show how FOLDS cut the corpus in MANIFEST, or write them for other toolkits.",
+    "leak-check": "Count what the test sets of FOLDS share with training.",
 }
 
 
@@ -33,7 +35,8 @@ class _Group(click.Group):
         """The command, or None for click to complain."""
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
+        module = name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f".{module}", __package__), module)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

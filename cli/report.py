@@ -35,7 +35,7 @@ def report(run: Path, quiet: bool, as_json: bool) -> None:
 def show_summary(screen: Screen, summary: RunSummary) -> None:
     """The table of folds (epoch: the one chosen), the confusion matrix, and what must be said beside them."""
     settings = summary.settings
-    marked = " (optimistic)" if settings["protocol"] == "test-selected" else ""
+    marked = " (optimistic)" if summary.optimistic else ""
     columns = ["fold", "utts", "clips", "epoch", "WA", "UA", "clip WA", "clip UA"]
     scores = ["utterance_wa", "utterance_ua", "clip_wa", "clip_ua"]
     rows = [
@@ -58,6 +58,9 @@ def show_summary(screen: Screen, summary: RunSummary) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if source := summary.folds_from:
+        text = f"Folds from {source['name']} ({source['shape']}, SHA-256 {source['sha256'][:16]}…)"
+        screen.out.print(text, markup=False, soft_wrap=True)
     screen.out.print(grid(None, columns, rows))
     matrix = summary.confusion["utterance"]
     counts = [[name, *(f"{value:,}" for value in row)] for name, row in zip(summary.classes, matrix, strict=True)]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
+from rich.text import Text
 
-from mfhca_cache.folds import OPTIMISTIC_NOTE, PROTOCOLS, Fold, choose_folds
+from mfhca_cache.folds import PROTOCOLS, Fold, choose_folds
 from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
-from mfhca_cache.training.job import prepare
+from mfhca_cache.training.job import check_folds, prepare
 from mfhca_cache.training.options import PRESETS, TrainOptions
 
 from .report import show_summary
@@ -34,6 +36,13 @@ from .show import Screen, only_one, quiet_and_json
 @click.option(
     "--protocol", type=click.Choice(PROTOCOLS), default="strict", show_default=True, help="How folds are cut."
 )
+@click.option(
+    "--folds",
+    type=click.Path(path_type=Path),
+    metavar="FILE|FOLDER",
+    help="Folds from elsewhere, instead of a protocol: CSV, JSON, or a folder of EmoBox, s3prl or SpeechBrain.",
+)
+@click.option("--allow-leaks", is_flag=True, help="Train such folds although their test set is known in training.")
 @click.option("--fold", default="all", show_default=True, metavar="N|SPEAKER|all", help="4 and 2F are one on IEMOCAP.")
 @click.option("--classes", default="four-class", show_default=True, metavar="four-class|all|FILE.json")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -50,6 +59,8 @@ def train(
     features: str,
     preset: str,
     protocol: str,
+    folds: Path | None,
+    allow_leaks: bool,
     fold: str,
     classes: str,
     seed: int,
@@ -63,29 +74,45 @@ def train(
 
     Each fold is stored when it is done: stop it any way you like, and the same command goes on. `strict` chooses the
     epoch on a validation speaker; `test-selected` chooses it on the test speaker and is marked optimistic everywhere.
+    Folds of others come with `--folds`, and are refused where their test speakers are in training.
 
     \b
     Example:
         mfhca train --fold 4
         mfhca train --fold all --protocol test-selected --seed 1 --name peeking
+        mfhca train --folds EmoBox/data/iemocap
     """
+    chosen_by_user = click.get_current_context().get_parameter_source("protocol") == ParameterSource.COMMANDLINE
+    if folds is not None and chosen_by_user:
+        raise click.UsageError("--folds and --protocol both say how folds are cut; give one of them")
+    if allow_leaks and folds is None:
+        raise click.UsageError("--allow-leaks is for folds from elsewhere; name them with --folds")
     folder = (
         cache or only_one(Path("cache"), "*/cache.json", "cache", "--cache DIR", "`mfhca extract` makes one").parent
     )
     opened = open_cache(folder)
     options = TrainOptions(
-        model=model, features=features, preset=preset, protocol=protocol, classes=classes, seed=seed, epochs=epochs
+        model=model,
+        features=features,
+        preset=preset,
+        protocol=protocol,
+        classes=classes,
+        seed=seed,
+        epochs=epochs,
+        folds=None if folds is None else str(folds),
+        allow_leaks=allow_leaks,
     )
     job = prepare(opened, options, device)
     chosen = choose_folds(job.folds, fold)
+    check_folds(job, chosen)
     if name is not None and (not name or name.startswith(".") or any(c in name for c in "/\\\0")):
         raise click.UsageError(f"--name {name!r}: expected a folder name without slashes")
     run = runs / (name or run_name(opened, options, job.roles))
     with Screen(quiet, as_json) as screen:
-        if protocol == "test-selected":
-            screen.err.print(f"[bold yellow]Caution:[/] {OPTIMISTIC_NOTE}")
+        for line in _caveats(chosen):
+            screen.err.print(Text.assemble(("Caution: ", "bold yellow"), line))
         features = " + ".join(job.roles.values())
-        screen.err.print(f"[bold]{run}[/]: {features}, protocol {protocol}, preset {preset}, seed {seed}")
+        screen.err.print(f"[bold]{run}[/]: {features}, protocol {options.protocol}, preset {preset}, seed {seed}")
         for item in chosen:
             there = "done before; " if has_fold(run, item.number) else ""
             screen.err.print(f"  fold {item.number}: {there}{_split(item)}")
@@ -94,6 +121,13 @@ def train(
     write_report(summary)
     show_summary(screen, summary)
     screen.json(summary.to_json())
+
+
+def _caveats(folds: list[Fold]) -> list[str]:
+    """What must be said before training: once where it is true of all the folds, else with the fold's name."""
+    lines = dict.fromkeys(line for fold in folds for line in fold.caveats)
+    common = [line for line in lines if all(line in fold.caveats for fold in folds)]
+    return common + [f"fold {f.number} ({f.name}): {line}" for f in folds for line in f.caveats if line not in common]
 
 
 def _split(fold: Fold) -> str:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from mfhca_cache.spec import LogMelSpec as LogMelSpec
     from mfhca_cache.spec import MFCCSpec as MFCCSpec
     from mfhca_cache.spec import SpectrogramSpec as SpectrogramSpec
+    from mfhca_cache.splits.choose import folds_of as folds_of
+    from mfhca_cache.splits.export import export_folds as export_folds
+    from mfhca_cache.splits.leaks import find_leaks as find_leaks
     from mfhca_cache.storage.cache import Cache as Cache
     from mfhca_cache.storage.cache import open_cache as open_cache
     from mfhca_cache.training.crossval import cross_validate as cross_validate
@@ -58,6 +61,9 @@ _HOMES = {
     "LogMelSpec": "spec",
     "MFCCSpec": "spec",
     "SpectrogramSpec": "spec",
+    "folds_of": "splits.choose",
+    "export_folds": "splits.export",
+    "find_leaks": "splits.leaks",
     "Cache": "storage.cache",
     "open_cache": "storage.cache",
     "cross_validate": "training.crossval",

@@ -7,6 +7,7 @@
                    utterances, seeded: the habit of SUPERB and EmoBox
 
 No speaker of a test set is ever in training; that is checked for every fold. Other overlaps are counted, not hidden.
+Folds that others published are the protocol `IMPORTED` (`mfhca_cache.splits`); what leaks in them is `Fold.leaks`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mfhca_cache.errors import FoldError
 from mfhca_cache.manifest import natural_key
 
 PROTOCOLS = ("strict", "test-selected", "session")
+#: The protocol of folds that were read from a file.
+IMPORTED = "imported"
 #: Said wherever a result of this protocol is printed or stored.
 OPTIMISTIC_NOTE = "optimistic: the epoch was chosen on the test speaker"
 _VALIDATION_SHARE = 0.2
@@ -34,10 +37,12 @@ class Fold:
     Attributes:
         number: from 1.
         name: the test speaker, session or group.
-        protocol: one of `PROTOCOLS`.
+        protocol: one of `PROTOCOLS`, or `IMPORTED`.
         train, validation, test: utterance ids, in the table's order.
         test_speakers, validation_speakers: whose utterances these are.
         overlaps: what test and training (or validation) share beside speakers, as counts of utterances.
+        leaks: what training knows of the test set, in words; only ever in imported folds.
+        notes: what else must be said beside this fold's scores.
     """
 
     number: int
@@ -49,11 +54,24 @@ class Fold:
     test_speakers: tuple[str, ...]
     validation_speakers: tuple[str, ...]
     overlaps: dict[str, int] = field(default_factory=dict)
+    leaks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def optimistic(self) -> bool:
-        """Whether the test set had a say in training."""
-        return self.protocol == "test-selected"
+        """Whether the test set had a say in training or in the choice of the epoch."""
+        return bool(self.warnings)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the scores are optimistic, where they are."""
+        peeks = bool(set(self.test_speakers) & set(self.validation_speakers))
+        return (OPTIMISTIC_NOTE,) * peeks + self.leaks
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """All that must be said beside this fold's scores."""
+        return self.warnings + self.notes
 
 
 def make_folds(utterances: pd.DataFrame, protocol: str = "strict", seed: int = 0) -> list[Fold]:
@@ -156,11 +174,16 @@ def _session_folds(table: pd.DataFrame, speakers: list[str], seed: int) -> list[
         raise FoldError(f"protocol session needs two sessions or more; got {', '.join(groups)}")
     folds = []
     for number, (name, test) in enumerate(groups.items(), start=1):
-        rest = np.flatnonzero(~test.to_numpy())
-        chosen = np.random.default_rng([seed, number]).permutation(rest)[: round(_VALIDATION_SHARE * len(rest))]
-        validation = pd.Series(np.isin(np.arange(len(table)), chosen))
+        validation = pd.Series(hold_out(~test.to_numpy(), seed, number))
         folds.append(_fold(table, number, name, "session", ~test & ~validation, validation, test))
     return folds
+
+
+def hold_out(rows: np.ndarray, seed: int, number: int) -> np.ndarray:
+    """20 % of the rows that are True in ``rows`` (bool), chosen by the seed and the fold's number: bool, same shape."""
+    places = np.flatnonzero(rows)
+    chosen = np.random.default_rng([seed, number]).permutation(places)[: round(_VALIDATION_SHARE * len(places))]
+    return np.isin(np.arange(len(rows)), chosen)
 
 
 def _fold(
@@ -192,12 +215,12 @@ def _fold(
         ids(test),
         names(test),
         names(validation),
-        _overlaps(table, train, validation, test),
+        count_overlaps(table, train, validation, test),
     )
 
 
-def _overlaps(table: pd.DataFrame, train: pd.Series, validation: pd.Series, test: pd.Series) -> dict[str, int]:
-    """Utterances of the test (or validation) set that share something with training."""
+def count_overlaps(table: pd.DataFrame, train: pd.Series, validation: pd.Series, test: pd.Series) -> dict[str, int]:
+    """Utterances of the test (or validation) set that share something with training, from masks over the table."""
     words = table["text"].str.lower().str.strip()
     found = {
         "test utterances whose recording is in training": _shared(table["recording"], test, train),

@@ -49,7 +49,9 @@ class RunSummary:
         missing: names of the protocol's folds that are not trained yet.
         mean, std, pooled: ``<level>_wa`` and so on → score; std is the sample's, absent for a single fold.
         confusion: level → counts, row = true class, column = predicted.
-        caveats: what must be said beside the scores.
+        caveats: what must be said beside the scores; what is true of some folds only has their names before it.
+        optimistic: whether the test set had a say in the training of any fold.
+        folds_from: name, shape and SHA-256 of the file that the folds were imported from, or None.
         paper: WA and UA in percent and the row of the paper's table, where the corpus is IEMOCAP.
     """
 
@@ -64,6 +66,8 @@ class RunSummary:
     confusion: dict[str, np.ndarray]
     caveats: list[str]
     paper: tuple[float, float, str] | None
+    optimistic: bool = False
+    folds_from: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -77,6 +81,8 @@ class RunSummary:
             "std": self.std,
             "pooled": self.pooled,
             "confusion": {level: matrix.tolist() for level, matrix in self.confusion.items()},
+            "optimistic": self.optimistic,
+            "folds_from": self.folds_from,
             "caveats": self.caveats,
             "paper": {"wa": self.paper[0], "ua": self.paper[1], "row": self.paper[2], "caveat": PAPER_CAVEAT}
             if self.paper
@@ -118,8 +124,10 @@ def summarise(run: str | Path) -> RunSummary:
         std={name: statistics.stdev(folds[name]) for name in columns} if len(folds) > 1 else {},
         pooled={key: value for level in LEVELS for key, value in _pooled(level, confusion[level]).items()},
         confusion=confusion,
-        caveats=list(dict.fromkeys(line for record in records for line in record["caveats"])),
+        caveats=_caveats(records),
         paper=paper_figures(first["corpus"], first["features"], first["classes"]),
+        optimistic=any(record.get("optimistic", False) for record in records),
+        folds_from=first.get("folds_from"),
     )
 
 
@@ -144,6 +152,18 @@ def paper_figures(corpus: str, features: dict[str, str], classes: Sequence[str])
         ),
         None,
     )
+
+
+def _caveats(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Each caveat once; one that is not of every fold after the names of its folds."""
+    folds: dict[str, list[str]] = {}
+    for record in records:
+        for line in record["caveats"]:
+            folds.setdefault(line, []).append(f"{record['fold']} ({record['name']})")
+    return [
+        line if len(names) == len(records) else f"fold{'s' if len(names) > 1 else ''} {', '.join(names)}: {line}"
+        for line, names in folds.items()
+    ]
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mfhca_cache.spec import canonical_json, differences, fingerprint, settings
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.publish import publish_json
 from mfhca_cache.storage.shard import read_json
-from mfhca_cache.training.job import Job, load_job_data, prepare
+from mfhca_cache.training.job import Job, check_folds, load_job_data, prepare
 from mfhca_cache.training.options import TrainOptions
 from mfhca_cache.training.result import FoldResult, fold_folder, read_fold, write_fold
 from mfhca_cache.training.trainer import train_fold
@@ -23,8 +23,15 @@ _USED_COLUMNS = ("utterance_id", "speaker", "session", "class")
 
 
 def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str]) -> str:
-    """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache."""
-    return "-".join([cache.corpus, options.model, "+".join(roles.values()), options.protocol, options.preset])
+    """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache.
+
+    Imported folds are named by their file: ``imported-emobox``.
+    """
+    protocol = options.protocol
+    if options.folds is not None:
+        stem = Path(options.folds).resolve().stem
+        protocol += "-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
+    return "-".join([cache.corpus, options.model, "+".join(roles.values()), protocol, options.preset])
 
 
 def cross_validate(
@@ -50,10 +57,11 @@ def cross_validate(
 
     Raises:
         TrainingError: splits not extracted, or the folder holds a run of other settings.
-        FoldError: no such fold.
+        FoldError: no such fold, or one whose test set is known in training.
     """
     job = job or prepare(cache, options or TrainOptions(), device)
     chosen = choose_folds(job.folds, fold)
+    check_folds(job, chosen)
     folder = Path(run) if run is not None else None
     done: dict[int, FoldResult] = {}
     if folder is not None:
@@ -106,7 +114,9 @@ def begin_run(folder: Path, job: Job) -> None:
 def _identity(job: Job) -> dict[str, Any]:
     """Everything that the folds of a run have in common."""
     features = {name: job.cache.features[name].fingerprint for name in job.roles.values()}
-    options = {key: value for key, value in settings(job.options).items() if key not in ("features", "epochs")}
+    # Folds from a file are known by its SHA-256, wherever it lies.
+    left_out = ("features", "epochs", "folds", "allow_leaks")
+    options = {key: value for key, value in settings(job.options).items() if key not in left_out}
     return {
         "corpus": job.cache.corpus,
         "folds": [fold.name for fold in job.folds],
@@ -118,4 +128,4 @@ def _identity(job: Job) -> dict[str, Any]:
         # Through JSON, because tuples come back from run.json as lists.
         "options": json.loads(canonical_json(options)),
         "features": dict(job.roles),
-    }
+    } | ({"folds_from": job.folds_from} if job.folds_from else {})

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from mfhca_cache.device import resolve_device
-from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold, make_folds
+from mfhca_cache.folds import Fold, check_speakers, make_folds
 from mfhca_cache.labels import ClassMap
 from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.progress import ProgressCallback, silent
+from mfhca_cache.splits.imported import imported_folds, refuse_leaks
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.data import (
     CorpusData,
@@ -34,6 +35,7 @@ class Job:
         classes: the class map.
         folds: every fold of the protocol.
         device: cpu or cuda.
+        folds_from: name, shape and SHA-256 of the file that the folds were imported from; None for our protocols.
     """
 
     cache: Cache
@@ -43,6 +45,7 @@ class Job:
     classes: ClassMap
     folds: list[Fold]
     device: str
+    folds_from: dict[str, Any] | None = None
 
 
 def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
@@ -53,8 +56,25 @@ def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
     """
     roles = resolve_features(cache, options.features)
     table, classes = labelled_utterances(cache, options.classes, roles.values())
-    folds = make_folds(table, options.protocol, options.seed)
-    return Job(cache, options, roles, table, classes, folds, resolve_device(device))
+    source = None
+    if options.folds is None:
+        folds = make_folds(table, options.protocol, options.seed)
+    else:
+        folds, source = imported_folds(cache.plan.utterances, table, options.folds, options.seed)
+    return Job(cache, options, roles, table, classes, folds, resolve_device(device), source)
+
+
+def check_folds(job: Job, folds: list[Fold]) -> None:
+    """Refuse folds whose test set is known in training, unless the options allow it.
+
+    Raises:
+        FoldError: what leaks.
+    """
+    if job.options.allow_leaks:
+        return
+    refuse_leaks(folds)
+    for fold in folds:
+        check_speakers(job.table, fold)
 
 
 def load_job_data(job: Job, folds: list[Fold], progress: ProgressCallback = silent) -> CorpusData:
@@ -79,8 +99,7 @@ def model_settings(job: Job) -> MFHCASettings:
     return replace(job.options.settings, **found)
 
 
-def caveats(job: Job) -> list[str]:
-    """What must be said beside every score of this run."""
+def caveats(job: Job, fold: Fold) -> list[str]:
+    """What must be said beside every score of this fold."""
     random = [name for name in job.roles.values() if job.cache.features[name].random_weights]
-    lines = [OPTIMISTIC_NOTE] if job.options.protocol == "test-selected" else []
-    return lines + [f"{name} has random weights: its features mean nothing" for name in random]
+    return list(fold.caveats) + [f"{name} has random weights: its features mean nothing" for name in random]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mfhca_cache.errors import TrainingError
-from mfhca_cache.folds import PROTOCOLS
+from mfhca_cache.folds import IMPORTED, PROTOCOLS
 from mfhca_cache.models.settings import MFHCASettings
 
 
@@ -44,12 +44,11 @@ PRESETS = {
     "paper": Preset(Recipe(), MFHCASettings()),
     "frozen": Preset(
         Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=16, epochs=40, patience=6),
-        # Eq. 9's softmax over 768 leaves weights near 1/768; its branch idles at first (benchmarks/attention_scale.py).
-        MFHCASettings(attention_scale=768.0),
+        MFHCASettings(),
     ),
     "quick": Preset(
         Recipe("adamw", learning_rate=1e-3, weight_decay=1e-2, batch=8, epochs=20, patience=6),
-        MFHCASettings(attention_scale=768.0, channels=(8, 16, 24)),
+        MFHCASettings(channels=(8, 16, 24)),
     ),
 }
 
@@ -66,6 +65,8 @@ class TrainOptions:
         classes: a class map: ``four-class``, ``all`` or a JSON file.
         seed: of initial weights, dropout, order of batches, and the session protocol's validation set.
         epochs: at most; None for the preset's.
+        folds: file or folder of folds from elsewhere (`mfhca_cache.splits.shapes`); the protocol is then ``imported``.
+        allow_leaks: train folds of such a file although training knows their test set; every output says so.
     """
 
     model: str = "mfhca"
@@ -75,13 +76,19 @@ class TrainOptions:
     classes: str = "four-class"
     seed: int = 0
     epochs: int | None = None
+    folds: str | None = None
+    allow_leaks: bool = False
     recipe: Recipe = field(init=False)
     settings: MFHCASettings = field(init=False)
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise TrainingError(f"preset {self.preset!r} is not known; expected one of {', '.join(PRESETS)}")
-        if self.protocol not in PROTOCOLS:
+        if self.folds is not None and self.protocol in ("strict", IMPORTED):
+            object.__setattr__(self, "protocol", IMPORTED)
+        elif self.folds is not None:
+            raise TrainingError(f"got both the protocol {self.protocol!r} and folds from a file; expected one of them")
+        elif self.protocol not in PROTOCOLS:
             raise TrainingError(f"protocol {self.protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
         if self.epochs is not None and self.epochs < 1:
             raise TrainingError(f"epochs: got {self.epochs}; expected 1 or more")

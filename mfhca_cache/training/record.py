@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold
+from mfhca_cache.folds import Fold
 from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.spec import settings as plain
 from mfhca_cache.training.data import CorpusData
@@ -35,7 +35,8 @@ def fold_record(job: Job, fold: Fold, model: MFHCASettings, parameters: int) -> 
         "name": fold.name,
         "protocol": fold.protocol,
         "optimistic": fold.optimistic,
-        "caveats": caveats(job),
+        "caveats": caveats(job, fold),
+        "folds_from": job.folds_from,
         "test_speakers": list(fold.test_speakers),
         "validation_speakers": list(fold.validation_speakers),
         "utterances": {"train": len(fold.train), "validation": len(fold.validation), "test": len(fold.test)},
@@ -77,7 +78,9 @@ def test_scores(data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarr
     }
 
 
-def predictions(job: Job, data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarray) -> pd.DataFrame:
+def predictions(
+    job: Job, fold: Fold, data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarray
+) -> pd.DataFrame:
     """A row a test utterance: utterance_id, speaker, clips, label, prediction, and ``p_<class>``.
 
     The probabilities are the normalised geometric mean over the utterance's clips.
@@ -95,8 +98,8 @@ def predictions(job: Job, data: CorpusData, clips: np.ndarray, log_probabilities
             "prediction": names[mean.argmax(1)],
         }
     )
-    if job.options.protocol == "test-selected":
-        table = table.assign(caveat=OPTIMISTIC_NOTE)
+    if fold.optimistic:
+        table = table.assign(caveat="; ".join(fold.warnings))
     return table.assign(**{f"p_{name}": probabilities[:, at].round(6) for at, name in enumerate(names)})
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mfhca_cache.errors import TrainingError
-from mfhca_cache.folds import OPTIMISTIC_NOTE, Fold, check_speakers, choose_folds
+from mfhca_cache.folds import Fold, choose_folds
 from mfhca_cache.models import build_model, count_parameters
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling, gather
-from mfhca_cache.training.job import Job, load_job_data, model_settings, prepare
+from mfhca_cache.training.job import Job, check_folds, load_job_data, model_settings, prepare
 from mfhca_cache.training.metrics import by_utterance, score
 from mfhca_cache.training.options import Recipe, TrainOptions
 from mfhca_cache.training.record import fold_record, predictions, test_scores
@@ -55,11 +55,11 @@ def train_fold(
 
     Raises:
         TrainingError: splits not extracted, a feature that the cache lacks, or a loss that is not finite.
-        FoldError: no such fold.
+        FoldError: no such fold, or one whose test set is known in training.
     """
     job = job or prepare(cache, options or TrainOptions(), device)
     chosen = fold if isinstance(fold, Fold) else choose_folds(job.folds, fold)[0]
-    check_speakers(job.table, chosen)
+    check_folds(job, [chosen])
     data = data or load_job_data(job, [chosen], progress)
     started = time.monotonic()
     with _repeatable(job.options.seed, chosen.number):
@@ -80,7 +80,7 @@ def train_fold(
     state = {name: value.cpu() for name, value in fit.state.items()}
     if scaling is not None:
         state |= {"scaling.mean": scaling.mean.cpu(), "scaling.std": scaling.std.cpu()}
-    return FoldResult(record, predictions(job, data, rows, log_probabilities), pd.DataFrame(fit.curve), state)
+    return FoldResult(record, predictions(job, chosen, data, rows, log_probabilities), pd.DataFrame(fit.curve), state)
 
 
 @dataclass
@@ -124,12 +124,12 @@ def _fit(
              "validation_ua": ua, "seconds": seconds}
         )  # fmt: skip
         if fold.optimistic:
-            fit.curve[-1]["caveat"] = OPTIMISTIC_NOTE
+            fit.curve[-1]["caveat"] = "; ".join(fold.warnings)
         if (ua, -loss) > fit.best:
             fit.best, fit.best_epoch = (ua, -loss), epoch
             fit.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
         detail = f"validation UA {100 * ua:.1f} %, best {100 * fit.best[0]:.1f} % in epoch {fit.best_epoch}"
-        detail += " (optimistic: the test speaker's own)" if fold.optimistic else ""
+        detail += " (optimistic: the test set is known)" if fold.optimistic else ""
         progress(Progress(f"fold {fold.number} ({fold.name})", epoch, recipe.epochs, "epochs", detail=detail))
         if epoch - fit.best_epoch >= recipe.patience:
             fit.stopped = "patience"
