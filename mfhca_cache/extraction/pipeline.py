@@ -131,13 +131,14 @@ def extract(
     run = _Run(folder, plan, tools, retry, progress)
     covered = shards_of_part(plan, features, splits, shard)
     # Nothing is written before everything that can be asked for wrongly has been agreed on.
-    if any(task.per == "clip" for task in run.tasks(covered)):
+    tasks = run.tasks(covered)
+    if any(task.per == "clip" for task in tasks):
         run.root = corpus_root(manifest)
     notes = keep_plan(folder, plan)
-    if run.tasks(covered) or any(begun_feature(folder, info.name) is None for info in features):
+    if tasks or any(begun_feature(folder, info.name) is None for info in features):
         features = [begin_feature(folder, info) for info in features]
         covered = shards_of_part(plan, features, splits, shard)
-    tasks = run.tasks(covered)
+        tasks = run.tasks(covered)
     for per in ("clip", "utterance"):
         total = len({n for info, item in covered if info.per == per for n in range(item.first, item.stop)})
         run.work([task for task in tasks if task.per == per], total)

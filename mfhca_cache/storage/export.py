@@ -35,7 +35,7 @@ from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.storage.publish import free_bytes, sync_folder
 from mfhca_cache.storage.writers import WRITERS, Chunk, load_pyarrow
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 16 * 2**20
 _CHUNK_UTTERANCES = 256  # of features of utterances, whose size is not known before they are read
 _WORDS = ("speaker", "session", "label")
 
