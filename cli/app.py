@@ -14,7 +14,9 @@ import click
 COMMANDS = {
     "demo": "Generate a small corpus and take it the whole way: manifest, cache, ten folds, report.",
     "manifest": "Read the corpus in folder ROOT and write its utterance table.",
+    "plan": "Say what an extraction would take, without writing anything.",
     "extract": "Extract what a corpus's cache does not hold yet.",
+    "cache": "List, verify, repair, merge and export caches.",
     "train": "Train folds from a cache, and show the run's scores.",
     "report": "Show the scores of the run in folder RUN.",
     "folds": "Show how FOLDS cut the corpus in MANIFEST, or write them for other toolkits.",

@@ -10,7 +10,7 @@ import click
 
 from mfhca_cache.extraction.pipeline import ExtractReport
 from mfhca_cache.extraction.pipeline import extract as extract_corpus
-from mfhca_cache.manifest import read_manifest
+from mfhca_cache.manifest import Manifest, read_manifest
 from mfhca_cache.spec import (
     ClipSpec,
     EncoderSpec,
@@ -23,11 +23,21 @@ from mfhca_cache.spec import (
 )
 from mfhca_cache.storage.cache import open_cache
 
-from .show import Screen, duration, only_one, quiet_and_json, rejections, size
+from .show import Screen, counted, duration, only_one, quiet_and_json, rejections, size
 
 #: More than this share of the rows rejected is no longer bad luck.
 REJECTED_SHARE = 0.01
 _FEATURE = re.compile(r"(log-mel|mfcc)(?:-([0-9]{1,3}))?|(spectrogram)")
+
+
+def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """``2/8`` → (2, 8), or a usage error."""
+    if value is None:
+        return None
+    k, slash, n = value.partition("/")
+    if not (slash and all(word.isascii() and word.isdigit() for word in (k, n)) and 1 <= int(k) <= int(n)):
+        raise click.BadParameter(f"got {value!r}; expected K/N with 1 ≤ K ≤ N, such as 2/8")
+    return int(k), int(n)
 
 
 @click.command()
@@ -65,6 +75,12 @@ _FEATURE = re.compile(r"(log-mel|mfcc)(?:-([0-9]{1,3}))?|(spectrogram)")
 )
 @click.option("--split", metavar="SESSION|all", help="One session, or all.  [all that is not there yet]")
 @click.option(
+    "--shard",
+    callback=_part,
+    metavar="K/N",
+    help="Only part K of N of the work, for the jobs of an array: 2/8. All parts together are everything.",
+)
+@click.option(
     "--rows",
     type=click.Choice(["four-class", "all"]),
     default="four-class",
@@ -94,6 +110,7 @@ def extract(
     text_encoder: str | None,
     device: str,
     split: str | None,
+    shard: tuple[int, int] | None,
     rows: str,
     pad: str,
     pre_emphasis: float,
@@ -114,7 +131,41 @@ def extract(
         mfhca extract --encoder random-tiny --cache cache/trial
         mfhca extract --encoder microsoft/wavlm-large --layers all --pool mean
         mfhca extract --encoder none --features log-mel+mfcc
+        mfhca extract --shard $SLURM_ARRAY_TASK_ID/8    # sbatch --array=1-8
     """
+    found, spec = asked(
+        csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype
+    )
+    folder = cache or Path("cache") / found.corpus
+    with Screen(quiet, as_json) as screen:
+        report = extract_corpus(
+            found, folder, spec, split, shard=shard, device=device, batch=batch, progress=screen.progress
+        )
+    _show(screen, report)
+    screen.json({**settings(report), "ok": report.ok})
+    if len(report.rejected) > REJECTED_SHARE * report.utterances:
+        share = len(report.rejected) / report.utterances
+        raise click.ClickException(
+            f"{share:.1%} of the utterances were rejected, more than {REJECTED_SHARE:.0%}; "
+            "everything else is extracted. Mend the files, make the manifest again, or leave them out"
+        )
+
+
+def asked(
+    csv: Path | None,
+    root: Path | None,
+    encoder: str,
+    revision: str | None,
+    layers: str,
+    pool: str | None,
+    features: str,
+    text_encoder: str | None,
+    rows: str,
+    pad: str,
+    pre_emphasis: float,
+    dtype: str,
+) -> tuple[Manifest, ExtractSpec]:
+    """The manifest and the settings that the options of `extract` and `plan` mean."""
     path = csv or only_one(
         Path("manifests"), "*.csv", "manifest", "--manifest CSV", "`mfhca manifest CORPUS ROOT` writes one"
     )
@@ -129,17 +180,7 @@ def extract(
         rows=rows,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
     )
-    folder = cache or Path("cache") / found.corpus
-    with Screen(quiet, as_json) as screen:
-        report = extract_corpus(found, folder, spec, split, device=device, batch=batch, progress=screen.progress)
-    _show(screen, report)
-    screen.json({**settings(report), "ok": report.ok})
-    if len(report.rejected) > REJECTED_SHARE * report.utterances:
-        share = len(report.rejected) / report.utterances
-        raise click.ClickException(
-            f"{share:.1%} of the utterances were rejected, more than {REJECTED_SHARE:.0%}; "
-            "everything else is extracted. Mend the files, make the manifest again, or leave them out"
-        )
+    return found, spec
 
 
 def _acoustic(features: str, pre_emphasis: float) -> dict[str, Any]:
@@ -161,6 +202,13 @@ def _acoustic(features: str, pre_emphasis: float) -> dict[str, Any]:
     return found
 
 
+def _covered(names: tuple[str, ...]) -> str:
+    """``6 shards: spectrogram/session1-0001 … hubert-base-ls960/session5-0001``."""
+    if not names:
+        return "nothing: there are fewer shards than parts"
+    return f"{counted(len(names), 'shard')}: {' … '.join(dict.fromkeys([names[0], names[-1]]))}"
+
+
 def _show(screen: Screen, report: ExtractReport) -> None:
     for note in report.notes:
         screen.out.print(f"Note: {note}", style="yellow", markup=False, soft_wrap=True)
@@ -178,6 +226,9 @@ def _show(screen: Screen, report: ExtractReport) -> None:
         )
     else:
         screen.out.print("Nothing to do: every shard is there already.")
+    if report.shard:
+        k, n = report.shard
+        screen.say(f"Part {k} of {n} covers {_covered(report.covered)}")
     rejections(screen, report.rejected, f"of {report.utterances:,} utterances:")
     screen.out.print(
         f"{report.cache}: {', '.join(report.features)} of {', '.join(report.splits)}: "

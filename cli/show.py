@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.progress import Progress as Report
+from mfhca_cache.storage.layout import FeatureInfo, Plan, read_feature
 
 _LOG_SECONDS = 15.0
 
@@ -81,6 +83,10 @@ class Screen:
             self._logged = now
             self.err.print(f"{report.stage}: {counts}" if counts else report.stage, markup=False)
 
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line of the result as it is: names may look like markup, and a path is never wrapped."""
+        self.out.print(text, style=style, markup=False, soft_wrap=True)
+
     def json(self, value: Any) -> None:
         """Print the result of `--json`."""
         if self.as_json:
@@ -116,6 +122,17 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 shard``, ``1,024 shards``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def shape_of(shape: Sequence[int], dtype: str) -> str:
+    """``149 × 768``; where a length differs from row to row ``tokens × 768``; and the type where it is unusual."""
+    text = " × ".join(str(length) if length else "tokens" for length in shape)
+    return text if dtype == "float16" else f"{text} {dtype}"
 
 
 def percent(value: float) -> str:
@@ -158,3 +175,50 @@ def only_one(folder: Path, pattern: str, what: str, option: str, make: str) -> P
         names = ", ".join(str(path if path.suffix == ".csv" else path.parent) for path in found)
         raise click.UsageError(f"several {what}s in {folder}/ ({names}); choose one with {option}")
     return found[0]
+
+
+def chosen_cache(folder: Path | None) -> Path:
+    """The cache named, or the only one in cache/."""
+    return folder or only_one(Path("cache"), "*/cache.json", "cache", "--cache DIR", "`mfhca extract` makes one").parent
+
+
+def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | None) -> str:
+    """The `mfhca extract` that goes on with a feature, by the settings that it was begun with."""
+    words = ["mfhca", "extract", "--cache", str(folder)]
+    tables = sorted(Path("manifests").glob("*.csv"))
+    if len(tables) != 1:
+        named = Path("manifests") / f"{plan.corpus}.csv"
+        words += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
+    beside = (folder / "spectrogram" / "feature.json").exists()
+    words += _feature_options(info, beside)
+    if info.kind == "spectrogram" or (info.kind == "encoder" and beside):
+        pre_emphasis = read_feature(folder, "spectrogram").settings.get("pre_emphasis")
+        words += ["--pre-emphasis", str(pre_emphasis)] if pre_emphasis else []
+    for option, value, default in (
+        ("--rows", plan.rows, "four-class"),
+        ("--pad", plan.clip.pad, "audio"),
+        ("--dtype", info.dtype, "float16"),
+        ("--split", split, None),
+    ):
+        if value != default:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
+def _feature_options(info: FeatureInfo, spectrogram: bool) -> list[str]:
+    """The options that mean one feature; an encoder's brings the spectrogram with it where the cache has one."""
+    name = str(info.source.get("name", ""))
+    if info.kind == "text":
+        return ["--encoder", "none", "--features", "none", "--text-encoder", name]
+    if info.kind != "encoder":
+        return ["--encoder", "none", *(["--features", info.name] if info.kind != "spectrogram" else [])]
+    words, stem = ["--encoder", name], info.name
+    if info.source.get("revision"):
+        words += ["--revision", str(info.source["revision"])]
+    if info.settings.get("pool"):
+        words += ["--pool", str(info.settings["pool"])]
+        stem = stem.removesuffix(f".{info.settings['pool']}")
+    layers = info.settings.get("layers", "last")
+    if layers != "last":
+        words += ["--layers", "all" if stem.endswith(".all") else ",".join(map(str, layers))]
+    return words if spectrogram else [*words, "--features", "none"]

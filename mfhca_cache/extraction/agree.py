@@ -10,12 +10,12 @@ from mfhca_cache.device import resolve_device
 from mfhca_cache.errors import CacheError, CacheMismatchError, LabelError, ManifestError
 from mfhca_cache.extraction.features import begun_feature
 from mfhca_cache.manifest import Manifest, select_rows
-from mfhca_cache.spec import ExtractSpec, differences, settings
+from mfhca_cache.spec import ExtractSpec, differences
 from mfhca_cache.storage.layout import (
-    IDENTITY,
     FeatureInfo,
     Plan,
     make_plan,
+    plan_differences,
     read_plan,
     write_feature,
     write_plan,
@@ -61,10 +61,7 @@ def check_plan(folder: Path, wanted: Plan) -> None:
     if not any(folder.glob("*/feature.json")):
         return
     have = read_plan(folder)
-    before = {"corpus": have.corpus, "clip": settings(have.clip), "rows": have.rows}
-    changed = differences(before, {"corpus": wanted.corpus, "clip": settings(wanted.clip), "rows": wanted.rows})
-    if not changed and have.identity() != wanted.identity():
-        changed = _changed_utterances(have, wanted)
+    changed = plan_differences(have, wanted)
     if changed:
         raise CacheMismatchError(
             f"{folder} was begun with other settings or audio; nothing was changed.\n  "
@@ -151,22 +148,3 @@ def agreed_device(folder: Path, feature: str, device: str) -> str:
         f"{device if device != 'auto' else 'a computer without it'}. "
         f"Go on with --device {there}, or begin another cache with --cache DIR."
     )
-
-
-def _changed_utterances(have: Plan, wanted: Plan) -> list[str]:
-    """What differs between two lists of utterances, with the first few ids of each kind."""
-    before = have.utterances.set_index("utterance_id", drop=False)
-    now = wanted.utterances.set_index("utterance_id", drop=False)
-    both = before.index.intersection(now.index)
-    found = [
-        ("no longer in the manifest", before.index.difference(now.index)),
-        ("new in the manifest", now.index.difference(before.index)),
-    ]
-    for column in IDENTITY[1:]:
-        word = "other audio bytes (sha256)" if column == "sha256" else f"another {column}"
-        found.append((f"of {word}", both[(before.loc[both, column] != now.loc[both, column]).to_numpy()]))
-    return [
-        f"{len(ids)} utterance(s) {words}: {', '.join(ids[:3])}{' …' if len(ids) > 3 else ''}"
-        for words, ids in found
-        if len(ids)
-    ]

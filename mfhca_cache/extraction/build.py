@@ -112,8 +112,7 @@ def publish_features(folder: Path, task: Task, clips: DecodedClips, tools: Tools
     """Compute and publish the task's shards of clips; bytes written."""
     written = 0
     for number, (info, shard) in enumerate(task.shards, start=1):
-        with _threads(info.engine["threads"]):
-            data, valid = _compute(info, clips, tools, tell)
+        data, valid = compute_feature(info, clips, tools, tell)
         tell("writing", len(clips.numbers) if number == len(task.shards) else 0)
         made = _Made(clips.numbers, data, valid, clips.audio, clips.rejected)
         written += _publish(folder, info, shard, made)
@@ -136,14 +135,15 @@ def publish_texts(folder: Path, plan: Plan, task: Task, encoder: TextEncoder, te
     return written
 
 
-def _compute(info: FeatureInfo, clips: DecodedClips, tools: Tools, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
+def compute_feature(info: FeatureInfo, clips: DecodedClips, tools: Tools, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
     """A feature of the clips as stored, and their valid frames."""
-    if info.kind == "encoder":
-        if tools.encoder is None or tools.spec.encoder is None:
-            raise EncoderError(f"{info.name}: its encoder was not loaded")
-        return encoder_data(info, tools.encoder, tools.spec.encoder, clips, lambda done: tell(info.name, done))
-    tell(info.name, 0)
-    return acoustic_data(info, tools.spec, clips)
+    with _threads(info.engine["threads"]):
+        if info.kind == "encoder":
+            if tools.encoder is None or tools.spec.encoder is None:
+                raise EncoderError(f"{info.name}: its encoder was not loaded")
+            return encoder_data(info, tools.encoder, tools.spec.encoder, clips, lambda done: tell(info.name, done))
+        tell(info.name, 0)
+        return acoustic_data(info, tools.spec, clips)
 
 
 @contextlib.contextmanager

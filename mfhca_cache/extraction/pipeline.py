@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from mfhca_cache.extraction.agree import (
@@ -37,12 +38,13 @@ from mfhca_cache.extraction.features import (
     new_engine,
     text_feature,
 )
+from mfhca_cache.extraction.part import check_part, shards_of_part
 from mfhca_cache.extraction.text import load_text_encoder
 from mfhca_cache.extraction.work import Task, find_tasks, is_done, mended
 from mfhca_cache.manifest import Manifest, Rejected
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import EncoderSpec, ExtractSpec
-from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.storage.cache import shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
 from mfhca_cache.storage.publish import lock, remove_temporaries
 
@@ -63,6 +65,8 @@ class ExtractReport:
         bytes_written: by this run.
         seconds: that it took.
         notes: what a person should know, such as corrected labels.
+        shard: k and n where this run was part k of n; all the counts are then of that part.
+        covered: the shards that it answers for, as ``feature/shard``.
     """
 
     cache: Path
@@ -76,6 +80,8 @@ class ExtractReport:
     bytes_written: int
     seconds: float
     notes: tuple[str, ...] = ()
+    shard: tuple[int, int] | None = None
+    covered: tuple[str, ...] = ()
 
     @property
     def ok(self) -> int:
@@ -89,6 +95,7 @@ def extract(
     spec: ExtractSpec | None = None,
     split: str | None = None,
     *,
+    shard: tuple[int, int] | None = None,
     device: str = "auto",
     batch: int | None = None,
     progress: ProgressCallback = silent,
@@ -100,6 +107,7 @@ def extract(
         cache_dir: the cache's own folder, made where there is none.
         spec: what to extract; by default the spectrogram and HuBERT-base.
         split: a session, or ``all``; None for all.
+        shard: (k, n) for part k of n of those splits, dealt out shard by shard; None for everything.
         device: auto, cpu or cuda; a feature begun before keeps its own.
         batch: clips an encoder call, for a feature that is begun now.
         progress: called after each batch.
@@ -109,28 +117,38 @@ def extract(
         EncoderError: the encoder cannot be loaded.
         CacheMismatchError: the cache was begun with other settings, weights or audio; nothing is changed.
         CacheError: an unknown split, a full disk, or a value that float16 cannot hold.
+        MfhcaError: a part that is not 1 ≤ k ≤ n.
     """
+    check_part(shard)
     started = time.monotonic()
     spec = spec or ExtractSpec()
     folder = Path(cache_dir)
     plan = wanted_plan(manifest, spec)
     check_plan(folder, plan)
     splits = tuple(item.name for item in plan.chosen(split))
-    features, tools = _Agreement(folder, manifest.root, plan, spec, splits, device, batch, progress).features()
+    features, tools = Agreement(folder, manifest.root, plan, spec, splits, device, batch, progress).features()
     retry = mended(folder, plan, features, manifest.root)
     run = _Run(folder, plan, tools, retry, progress)
+    covered = shards_of_part(plan, features, splits, shard)
     # Nothing is written before everything that can be asked for wrongly has been agreed on.
-    tasks = find_tasks(folder, plan, features, splits, retry)
+    tasks = run.tasks(covered)
     if any(task.per == "clip" for task in tasks):
         run.root = corpus_root(manifest)
     notes = keep_plan(folder, plan)
-    if tasks:
+    if tasks or any(begun_feature(folder, info.name) is None for info in features):
         features = [begin_feature(folder, info) for info in features]
-        tasks = find_tasks(folder, plan, features, splits, retry)
+        covered = shards_of_part(plan, features, splits, shard)
+        tasks = run.tasks(covered)
     for per in ("clip", "utterance"):
-        total = sum(unit.stop - unit.first for unit in plan.units(per) if unit.name in splits)
+        total = len({n for info, item in covered if info.per == per for n in range(item.first, item.stop)})
         run.work([task for task in tasks if task.per == per], total)
-    return _report(run, features, splits, time.monotonic() - started, notes)
+    return replace(
+        _report(run, covered, notes),
+        features=tuple(info.name for info in features),
+        splits=splits,
+        shard=shard,
+        seconds=time.monotonic() - started,
+    )
 
 
 @dataclass
@@ -151,12 +169,20 @@ class _Run:
     new_shards: int = 0
     bytes_written: int = 0
 
+    def tasks(self, covered: list[tuple[FeatureInfo, ShardRange]]) -> list[Task]:
+        """What is lacking of the shards that this run answers for."""
+        features = list({info.name: info for info, _ in covered}.values())
+        splits = {shard.split for _, shard in covered}
+        mine = {(info.per, shard.first, shard.stop) for info, shard in covered}
+        found = find_tasks(self.folder, self.plan, features, splits, self.retry)
+        return [task for task in found if (task.per, task.first, task.stop) in mine]
+
     def work(self, tasks: list[Task], total: int) -> None:
         """Build every task's shards; those that another run holds, after it has let go of them.
 
         Args:
             tasks: all of clips, or all of utterances.
-            total: clips or utterances of the splits asked for.
+            total: clips or utterances that the run answers for.
         """
         self.unit = f"{tasks[0].per}s" if tasks else ""
         self.done = self.resumed = total - len({n for task in tasks for n in range(task.first, task.stop)})
@@ -200,7 +226,7 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Agreement:
+class Agreement:
     """What is asked for, to be held against what the cache was begun with."""
 
     folder: Path
@@ -276,27 +302,35 @@ def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[Featu
             guard.release()
 
 
-def _report(
-    run: _Run, features: list[FeatureInfo], splits: tuple[str, ...], seconds: float, notes: list[str]
-) -> ExtractReport:
-    cache = open_cache(run.folder)
-    names = tuple(info.name for info in features)
-    table = run.plan.utterances
-    asked = table[table["split"].isin(splits)]
-    begun = all(name in cache.features for name in names)
-    there = set(cache.available(names, splits)) if begun else set()
-    reasons = cache.rejected(names) if begun else {}
-    unread = "missing: none of its shard's files can be read"
+def _report(run: _Run, covered: list[tuple[FeatureInfo, ShardRange]], notes: list[str]) -> ExtractReport:
+    """What the covered shards hold now, and what the run did."""
+    plan, table = run.plan, run.plan.utterances
+    inside = np.zeros(plan.clips + 1, dtype=np.int64)
+    reasons: dict[str, str] = {}
+    for info, shard in covered:
+        first, stop = plan.clips_of(info, shard)
+        inside[first + 1 : stop + 1] = 1
+        receipt = shard_receipt(run.folder, plan, info, shard)
+        if receipt is None:
+            ids = plan.sources(info, shard)
+            reasons = dict.fromkeys(ids, "missing: none of its shard's files can be read") | reasons
+        else:
+            reasons |= {item.path: item.reason for item in receipt.rejected}
+    # An utterance may lie in two parts: each counts the clips that are its own.
+    before = np.cumsum(inside)
+    clips = before[(table["first_clip"] + table["clips"]).to_numpy()] - before[table["first_clip"].to_numpy()]
+    asked = table["utterance_id"][clips > 0]
     return ExtractReport(
         cache=run.folder,
-        features=names,
-        splits=splits,
+        features=(),
+        splits=(),
         utterances=len(asked),
-        rejected=tuple(Rejected(i, reasons.get(i, unread)) for i in asked["utterance_id"] if i not in there),
-        clips=int(asked["clips"][asked["utterance_id"].isin(there)].sum()),
+        rejected=tuple(Rejected(name, reasons[name]) for name in asked if name in reasons),
+        clips=int(clips[(~table["utterance_id"].isin(list(reasons))).to_numpy()].sum()),
         new_clips=run.new_clips,
         new_shards=run.new_shards,
         bytes_written=run.bytes_written,
-        seconds=seconds,
+        seconds=0.0,
         notes=tuple(notes),
+        covered=tuple(f"{info.name}/{shard.name}" for info, shard in covered),
     )

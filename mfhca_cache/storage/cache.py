@@ -27,7 +27,7 @@ from mfhca_cache.storage.dataset import CacheDataset
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, read_feature, read_plan
 from mfhca_cache.storage.reading import OpenShard, clip_rows, copy_checked
 from mfhca_cache.storage.select import Where, choose_ids
-from mfhca_cache.storage.shard import Receipt, file_sha256, open_shard, read_receipt
+from mfhca_cache.storage.shard import Receipt, open_shard, read_receipt
 
 
 @dataclass
@@ -191,26 +191,16 @@ class Cache:
         """A row a clip of the utterances, as `load` takes them: utterance_id, clip, valid_samples and plan_row."""
         return clip_rows(self._rows(features, utterance_ids), self.clip)
 
-    def verify(self, *, progress: ProgressCallback = silent) -> list[str]:
-        """Reread every byte of every shard that has a receipt; a list of what is wrong, empty where all is well."""
-        faults = []
-        work = [(info, shard) for info in self.features.values() for shard in self._shards(info)]
-        for number, (info, shard) in enumerate(work):
-            progress(Progress(f"verifying {info.name}", number, len(work), "shards"))
-            path = self._path(info, shard)
-            try:
-                receipt = self._receipt(info, shard)
-                if receipt is None:
-                    continue
-                open_shard(path, receipt)
-                if file_sha256(path) != receipt.sha256:
-                    faults.append(
-                        f"{path}: its bytes changed (the SHA-256 differs); delete {shard.name}.json beside it and run "
-                        f"`mfhca extract --split {shard.split}`"
-                    )
-            except CacheError as error:
-                faults.append(str(error))
-        return faults
+    def verify(self, *, deep: bool = True, progress: ProgressCallback = silent) -> list[str]:
+        """Check every shard that has a receipt; a list of what is wrong, empty where all is well.
+
+        Args:
+            deep: reread every byte; else receipts, sizes, extents and the digests of everything but the arrays.
+            progress: called with shards done.
+        """
+        from mfhca_cache.storage.check import check_cache  # It builds on this module.
+
+        return [fault.message for fault in check_cache(self.path, deep=deep, progress=progress).faults]
 
     def _shards(self, info: FeatureInfo) -> list[ShardRange]:
         return self.plan.shards(info)

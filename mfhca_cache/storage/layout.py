@@ -19,7 +19,7 @@ import pandas as pd
 
 from mfhca_cache.errors import CacheError, MfhcaError
 from mfhca_cache.manifest import csv_bytes, make_manifest, natural_key, read_table, samples_16k
-from mfhca_cache.spec import FORMAT_VERSION, ClipSpec, canonical_json, fingerprint, settings
+from mfhca_cache.spec import FORMAT_VERSION, ClipSpec, canonical_json, differences, fingerprint, settings
 from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.shard import check_format, read_json
 
@@ -115,6 +115,17 @@ class Plan:
         part = self.utterances.iloc[first:stop]
         digests = [hashlib.sha256(text.encode()).hexdigest() for text in part["text"]]
         return dict(zip(part["utterance_id"], digests, strict=True))
+
+    def sources(self, info: FeatureInfo, shard: ShardRange) -> dict[str, str]:
+        """utterance_id → SHA-256 of what a feature's shard is made from: the audio, or the transcript."""
+        return (self.texts if info.per == "utterance" else self.audio)(shard.first, shard.stop)
+
+    def clips_of(self, info: FeatureInfo, shard: ShardRange) -> tuple[int, int]:
+        """First and stop of the clips that a shard is about, also where its rows are utterances."""
+        if info.per == "clip":
+            return shard.first, shard.stop
+        edges = [*self.utterances["first_clip"], self.clips]
+        return int(edges[shard.first]), int(edges[shard.stop])
 
     def identity(self) -> str:
         """Fingerprint of what the clips are cut from: ids, sessions, lengths and audio digests, in order."""
@@ -263,6 +274,34 @@ def read_plan(folder: Path) -> Plan:
     return plan
 
 
+def plan_differences(have: Plan, wanted: Plan) -> list[str]:
+    """What differs between two plans: corpus, settings, or which utterances of what audio; empty if nothing does."""
+    before = {"corpus": have.corpus, "clip": settings(have.clip), "rows": have.rows}
+    changed = differences(before, {"corpus": wanted.corpus, "clip": settings(wanted.clip), "rows": wanted.rows})
+    if not changed and have.identity() != wanted.identity():
+        changed = _changed_utterances(have, wanted)
+    return changed
+
+
+def _changed_utterances(have: Plan, wanted: Plan) -> list[str]:
+    """What differs between two lists of utterances, with the first few ids of each kind."""
+    before = have.utterances.set_index("utterance_id", drop=False)
+    now = wanted.utterances.set_index("utterance_id", drop=False)
+    both = before.index.intersection(now.index)
+    found = [
+        ("no longer in the manifest", before.index.difference(now.index)),
+        ("new in the manifest", now.index.difference(before.index)),
+    ]
+    for column in IDENTITY[1:]:
+        word = "other audio bytes (sha256)" if column == "sha256" else f"another {column}"
+        found.append((f"of {word}", both[(before.loc[both, column] != now.loc[both, column]).to_numpy()]))
+    return [
+        f"{len(ids)} utterance(s) {words}: {', '.join(ids[:3])}{' …' if len(ids) > 3 else ''}"
+        for words, ids in found
+        if len(ids)
+    ]
+
+
 def write_feature(folder: Path, info: FeatureInfo) -> None:
     """Write ``<cache>/<feature>/feature.json``."""
     (folder / info.name).mkdir(exist_ok=True)
@@ -290,5 +329,8 @@ def read_feature(folder: Path, name: str) -> FeatureInfo:
             raise ValueError("its fingerprint is not that of its settings")
         canonical_json(info.settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CacheError(f"{path}: damaged ({error}); remove the folder {name} and extract it again") from error
+        raise CacheError(
+            f"{path}: damaged ({error}); put it back from a copy, or delete it and run the `mfhca extract` that made "
+            "the feature: shards of the same settings and weights are kept"
+        ) from error
     return info

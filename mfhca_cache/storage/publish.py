@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from mfhca_cache.errors import CacheError
+
+#: Folder of a cache that holds its locks.
+LOCKS = ".locks"
 
 
 def publish(path: Path, data: bytes | memoryview) -> None:
@@ -57,6 +61,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk that holds a path, or would hold it once it is made."""
+    path = path.absolute()
+    return shutil.disk_usage(next(item for item in (path, *path.parents) if item.is_dir())).free
+
+
 def remove_temporaries(folder: Path, name: str) -> None:
     """Remove what killed writers of ``name`` left. Only for who holds the lock of ``name``."""
     # A hidden file of this name and nothing else: shard session1-0000.h5 is not session1-0000.h5x.
@@ -66,7 +76,7 @@ def remove_temporaries(folder: Path, name: str) -> None:
 
 def lock(cache: Path, name: str) -> FileLock:
     """The lock called ``name`` of a cache; the system lets go of it when its holder dies, however it dies."""
-    folder = cache / ".locks"
+    folder = cache / LOCKS
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
