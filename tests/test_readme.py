@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 from mfhca_cache.cli.app import COMMANDS, mfhca
 
@@ -49,8 +50,10 @@ def test_the_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
         assert there in block
         block = block.replace(there, here)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    head = torch.nn.Linear(64, 4)
+    names = {"model": lambda values, mask: head(values.mean(1)), "classes": list("WFNT")}
     exec(block, names)
+    assert isinstance(names["loss"], torch.Tensor) and bool(names["loss"].isfinite())
     assert (tmp_path / "runs" / "trial" / "fold03" / "result.json").exists()
 
 
