@@ -33,11 +33,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from mfhca_cache.containers import SAMPLE_RATES
 from mfhca_cache.errors import ManifestError
 from mfhca_cache.labels import ClassMap, class_map
 from mfhca_cache.spec import MAX_SECONDS
 from mfhca_cache.storage.publish import publish, publish_json
-from mfhca_cache.wav import MAX_CHANNELS, SAMPLE_RATES, resampled_length
+from mfhca_cache.wav import MAX_CHANNELS, resampled_length
 
 TEXT_COLUMNS = (
     "corpus",

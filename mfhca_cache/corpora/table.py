@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from mfhca_cache.corpora.common import OnFile, Utterance, collect, is_folder, leads_outside
+from mfhca_cache.corpora.common import OnFile, Utterance, collect, is_folder
 from mfhca_cache.errors import CorpusError, ManifestError
+from mfhca_cache.files import leads_outside
 from mfhca_cache.manifest import Manifest, Rejected, is_inside, is_session, read_table
 
 LAYOUT = "a CSV with the columns path, speaker, label, or a folder that holds exactly one CSV"

@@ -62,7 +62,7 @@ def decode_clips(plan: Plan, root: Path, first: int, stop: int, pre_emphasis: fl
     rejected: list[Rejected] = []
     for row in table[touched].to_dict("records"):
         try:
-            samples = load_audio(root / row["path"], row["sha256"])
+            samples = load_audio(root / row["path"], row["sha256"], root)
             if plan.clip.count(len(samples)) != row["clips"]:
                 raise AudioError("length", f"got {len(samples):,} samples at 16 kHz, the manifest: {row['seconds']} s")
         except AudioError as error:

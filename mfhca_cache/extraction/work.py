@@ -16,6 +16,7 @@ from typing import Any
 from mfhca_cache.errors import AudioError, CacheError
 from mfhca_cache.extraction.encoder import Encoder
 from mfhca_cache.extraction.spectrogram import clip_shape
+from mfhca_cache.files import leads_outside
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.spec import EncoderSpec, ExtractSpec, settings
 from mfhca_cache.storage.cache import shard_receipt
@@ -25,7 +26,7 @@ from mfhca_cache.wav import probe
 
 SPECTROGRAM = "spectrogram"
 #: Files that may come back: a shard that rejected one for such a reason is made again once the file is right.
-RETRY_REASONS = ("missing", "changed")
+RETRY_REASONS = ("missing", "changed", "link")
 _BATCH = {"cpu": 8, "cuda": 64}
 
 
@@ -129,8 +130,9 @@ def mended(folder: Path, plan: Plan, features: Sequence[FeatureInfo], root: Path
                 lost |= {item.path for item in receipt.rejected if _may_return(item)} if receipt else set()
     found = set()
     for name in lost & set(table.index):
+        path = root / str(table.loc[name, "path"])
         with contextlib.suppress(AudioError):
-            if probe(root / str(table.loc[name, "path"])).sha256 == table.loc[name, "sha256"]:
+            if not leads_outside(root, path) and probe(path).sha256 == table.loc[name, "sha256"]:
                 found.add(name)
     return found
 
