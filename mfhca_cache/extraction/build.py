@@ -20,8 +20,8 @@ from mfhca_cache.extraction.spectrogram import spectrograms
 from mfhca_cache.extraction.work import RETRY_REASONS, Task
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.spec import MIN_SAMPLES, SpectrogramSpec
+from mfhca_cache.storage.commit import commit_shard
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
-from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.shard import encode_shard
 
 
@@ -189,6 +189,5 @@ def _publish(
         rejected=clips.rejected,
         versions={name: metadata.version(name) for name in ("mfhca-cache", "torch", "transformers", "librosa", "h5py")},
     )
-    publish(folder / info.name / f"{shard.name}.h5", content)
-    publish_json(folder / info.name / f"{shard.name}.json", receipt.to_json())
+    commit_shard(folder / info.name, shard.name, content, receipt)
     return len(content)

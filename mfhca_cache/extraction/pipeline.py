@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from mfhca_cache.extraction.agree import (
     agreed_device,
@@ -42,8 +42,9 @@ from mfhca_cache.manifest import Manifest, Rejected
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import ExtractSpec
 from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.storage.commit import settle
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Split
-from mfhca_cache.storage.publish import lock, remove_temporaries
+from mfhca_cache.storage.publish import CacheLock, lock
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _agreed_features(
 def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[FeatureInfo, ShardRange]]]:
     """Lock those of a task's shards that no other run holds (or all of them, waiting), and clear leftovers."""
     taken: list[tuple[FeatureInfo, ShardRange]] = []
-    locks: list[FileLock] = []
+    locks: list[CacheLock] = []
     try:
         for info, shard in task.shards:
             guard = lock(folder, f"{info.name}.{shard.name}")
@@ -235,8 +236,7 @@ def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[Featu
                 guard.acquire(timeout=-1 if patient else 0)
                 locks.append(guard)
                 taken.append((info, shard))
-                for suffix in ("h5", "json"):
-                    remove_temporaries(folder / info.name, f"{shard.name}.{suffix}")
+                settle(folder / info.name, shard.name)
         yield taken
     finally:
         for guard in locks:

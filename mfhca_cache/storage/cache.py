@@ -26,8 +26,9 @@ from mfhca_cache.errors import CacheError
 from mfhca_cache.manifest import samples_16k
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import ClipSpec
+from mfhca_cache.storage.commit import receipt_in_force
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, read_feature, read_plan
-from mfhca_cache.storage.shard import Receipt, Shard, clip_digest, file_sha256, open_shard, read_receipt
+from mfhca_cache.storage.shard import Receipt, Shard, clip_digest, file_sha256, open_shard
 
 _CHECK_ROWS = 32  # clips a thread checks at a time: 7 MB of HuBERT-base
 
@@ -276,9 +277,9 @@ def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
         CacheError: the receipt is damaged, or is of other settings, another run of clips, or other audio than planned.
     """
     path = folder / info.name / f"{shard.name}.json"
-    if not path.exists():
+    receipt = receipt_in_force(folder / info.name, shard.name)
+    if receipt is None:
         return None
-    receipt = read_receipt(path)
     stated = (receipt.shard, receipt.fingerprint, receipt.first, receipt.stop, receipt.shape[1:], receipt.dtype)
     audio = plan.audio(shard.first, shard.stop)
     rejected = {item.path for item in receipt.rejected}

@@ -12,7 +12,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mfhca_cache.errors import CacheError
 
@@ -64,11 +64,53 @@ def remove_temporaries(folder: Path, name: str) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def lock(cache: Path, name: str) -> FileLock:
-    """The lock called ``name`` of a cache; the system lets go of it when its holder dies, however it dies."""
+class CacheLock(FileLock):
+    """A lock of a cache; the system lets go of it when its holder dies, however it dies."""
+
+    def acquire(self, *args: Any, **options: Any) -> Any:
+        """`filelock.FileLock.acquire`.
+
+        Raises:
+            Timeout: another run holds it.
+            CacheError: the lock's file cannot be made: a read-only folder or a full disk.
+        """
+        try:
+            return super().acquire(*args, **options)
+        except Timeout:
+            raise
+        except OSError as error:
+            raise _not_writable(Path(self.lock_file), error) from error
+
+
+def lock(cache: Path, name: str) -> CacheLock:
+    """The lock called ``name`` of a cache.
+
+    Raises:
+        CacheError: the folder of locks cannot be made.
+    """
     folder = cache / ".locks"
+    make_folder(folder)
+    return CacheLock(folder / f"{name}.lock")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, so that they survive a power cut.
+
+    Raises:
+        CacheError: it cannot be made.
+    """
     try:
+        if folder.is_dir():
+            return
+        make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
     except OSError as error:
-        raise CacheError(f"{folder}: could not be made ({error.strerror}); is the cache read-only?") from error
-    return FileLock(folder / f"{name}.lock")
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(path: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"{path}: could not be made ({error.strerror or error}); is the cache read-only, or the disk full? "
+        "Check free space and permissions, then run the same command again"
+    )
