@@ -11,9 +11,14 @@ def main() -> None:
     _keep_freed_memory()
     # cuBLAS repeats its results only with a workspace of fixed size, and reads this once, when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    from .app import mfhca
+    try:
+        from .app import mfhca
 
-    mfhca(prog_name="mfhca")
+        mfhca(prog_name="mfhca")
+    except KeyboardInterrupt:
+        # Ctrl-C before the command has begun, or while its arguments are read.
+        sys.stderr.write("\nStopped before anything was done.\n")
+        sys.exit(130)
 
 
 def _keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ from mfhca_cache.files import leads_outside
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.spec import EncoderSpec, ExtractSpec, settings
 from mfhca_cache.storage.cache import shard_receipt
+from mfhca_cache.storage.commit import is_settled
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Split, clips_per_shard, read_feature
 from mfhca_cache.storage.shard import Receipt, open_shard
 from mfhca_cache.wav import probe
@@ -114,7 +115,9 @@ def find_tasks(
 def is_done(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange, retry: set[str]) -> bool:
     """Whether a shard is committed and whole, and holds no rejection that is to be tried again."""
     receipt = _committed(folder, plan, info, shard)
-    return receipt is not None and not any(item.path in retry for item in receipt.rejected)
+    if receipt is None or not is_settled(folder / info.name, shard.name):
+        return False
+    return not any(item.path in retry for item in receipt.rejected)
 
 
 def mended(folder: Path, plan: Plan, features: Sequence[FeatureInfo], root: Path | None) -> set[str]:

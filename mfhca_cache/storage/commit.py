@@ -48,6 +48,11 @@ def receipt_in_force(folder: Path, name: str) -> Receipt | None:
     return read_receipt(path) if path.exists() else None
 
 
+def is_settled(folder: Path, name: str) -> bool:
+    """Whether no killed writer has left a shard's replacement half done, which `settle` would end."""
+    return not _next(folder, name).exists()
+
+
 def settle(folder: Path, name: str) -> None:
     """Clear what killed writers of a shard left, and end what they had begun. Only for who holds the shard's lock."""
     for suffix in ("h5", "json"):
