@@ -88,11 +88,13 @@ def keep_plan(folder: Path, wanted: Plan) -> list[str]:
     """
     have = _written_plan(folder)
     if have is not None and have.utterances.equals(wanted.utterances):
+        if any(folder.glob(".*.tmp")):
+            with lock(folder, "plan"):
+                _remove_leftovers(folder)
         return []
     make_folder(folder)
     with lock(folder, "plan"):
-        for name in ("cache.json", "utterances.csv"):
-            remove_temporaries(folder, name)
+        _remove_leftovers(folder)
         check_plan(folder, wanted)
         if any(folder.glob("*/feature.json")):
             write_utterances(folder, wanted)
@@ -101,6 +103,11 @@ def keep_plan(folder: Path, wanted: Plan) -> list[str]:
             return ["labels or other descriptions have changed in the manifest; the cache now has the new ones"]
         write_plan(folder, wanted)
     return []
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for name in ("cache.json", "utterances.csv"):
+        remove_temporaries(folder, name)
 
 
 def _written_plan(folder: Path) -> Plan | None:
