@@ -277,6 +277,8 @@ def _read_small(path: Path, receipt: Receipt) -> tuple[np.ndarray, np.ndarray, n
     inside = count == 0 or (receipt.first <= clip[0] and clip[-1] < receipt.stop)
     if not inside or bool(np.any(np.diff(clip) <= 0)):
         raise ValueError("its clips are not in order within the receipt's range")
+    if count and valid.min() < 0:
+        raise ValueError("a clip has a negative number of valid frames")
     return clip, valid, digest
 
 
