@@ -231,6 +231,8 @@ def read_plan(folder: Path) -> Plan:
         rows = make_manifest("cache", None, parse_table(table, csv), source="utterances.csv").utterances
         plan = make_plan(str(value["corpus"]), rows, clip, str(value["rows"]))
         stated = [Split(**split) for split in value["splits"]]
+        # A cache begun before there were digests of the table has none.
+        tables = list(value.get("utterances_sha256", [_sha256(table)]))
     except CacheError:
         raise
     except (OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MfhcaError) as error:
@@ -240,7 +242,7 @@ def read_plan(folder: Path) -> Plan:
             f"{folder}/utterances.csv lists other utterances or audio than cache.json was planned for; {_PUT_BACK}"
         )
     # A label or a speaker that was changed here would end in a wrong score.
-    if "utterances_sha256" in value and _sha256(table) not in value["utterances_sha256"]:
+    if _sha256(table) not in tables:
         raise CacheError(f"{folder}/utterances.csv is not as it was written (its SHA-256 differs); {_PUT_BACK}")
     return plan
 

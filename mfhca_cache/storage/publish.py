@@ -44,8 +44,11 @@ def publish(path: Path, data: bytes | memoryview) -> None:
 
 def publish_json(path: Path, value: Any) -> None:
     """`publish` a JSON value, indented, with a final line end."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    publish(path, text.encode())
+    try:
+        data = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # A folder's name that is no UTF-8.
+        data = json.dumps(value, indent=2, allow_nan=False).encode()
+    publish(path, data + b"\n")
 
 
 def sync_folder(folder: Path) -> None:

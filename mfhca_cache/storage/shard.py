@@ -208,8 +208,10 @@ def open_shard(path: Path, receipt: Receipt) -> Shard:
     """
     try:
         size = regular_size(path)
-        if size != receipt.size or size - receipt.nbytes > _MAX_HEAD_BYTES:
+        if size != receipt.size:
             raise CacheError(f"{path}: {size:,} bytes, the receipt says {receipt.size:,}; extract this shard again")
+        if size - receipt.nbytes > _MAX_HEAD_BYTES:
+            raise ValueError(f"{size - receipt.nbytes:,} bytes beside its array, expected at most {_MAX_HEAD_BYTES:,}")
         with path.open("rb") as file:
             before = file.read(receipt.offset)
             file.seek(receipt.offset + receipt.nbytes)
