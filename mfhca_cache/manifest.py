@@ -204,14 +204,31 @@ def parse_table(data: bytes, source: Path) -> pd.DataFrame:
     header = data[:_MAX_HEADER_BYTES].split(b"\n", 1)[0]
     if len(header) in (len(data), _MAX_HEADER_BYTES) or header.count(b",") >= _MAX_COLUMNS or header.count(b'"') % 2:
         raise ManifestError(f"{source}: the first line is no header of up to {_MAX_COLUMNS} columns and a line end")
+    # pandas would take each cell of the first row beyond the header for an index of its own: a million take minutes.
+    if _first_row_cells(data[len(header) + 1 :][:_MAX_HEADER_BYTES], source) > header.count(b",") + 1:
+        raise ManifestError(f"{source}: {_MORE_CELLS}")
     try:
         table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, ArithmeticError, MemoryError) as error:
         raise ManifestError(f"{source}: not readable as a CSV table in UTF-8 ({error})") from error
     # Rows with one cell more than the header make pandas shift every column by one without a word.
     if not isinstance(table.index, pd.RangeIndex):
-        raise ManifestError(f"{source}: the rows have more cells than the header; is there a comma at each line's end?")
+        raise ManifestError(f"{source}: {_MORE_CELLS}")
     return table
+
+
+_MORE_CELLS = "the rows have more cells than the header; is there a comma at each line's end?"
+
+
+def _first_row_cells(data: bytes, source: Path) -> int:
+    """Cells of the first row that holds something, as far as ``data`` reaches."""
+    try:
+        for row in csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline="")):
+            if any(cell.strip() for cell in row) or len(row) > 1:
+                return len(row)
+    except csv.Error as error:
+        raise ManifestError(f"{source}: not readable as a CSV table in UTF-8 ({error})") from error
+    return 0
 
 
 def _read_memory(path: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _read_everything(whole: Whole) -> None:
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
-@pytest.mark.parametrize("every", [211, pytest.param(3, marks=LONG)])
+@pytest.mark.parametrize("every", [397, pytest.param(7, marks=LONG)])
 def test_a_bit_flipped_in_a_description_is_noticed_or_harmless(
     whole: Whole, name: str, every: int, figure: Figure
 ) -> None:
@@ -158,7 +158,7 @@ def test_a_damaged_table_of_utterances_is_written_anew_from_the_manifest(whole: 
         assert path.read_bytes() == whole.files["utterances.csv"]
 
 
-@pytest.mark.parametrize("every", [97, pytest.param(3, marks=LONG)])
+@pytest.mark.parametrize("every", [397, pytest.param(29, marks=LONG)])
 def test_a_bit_flipped_in_a_manifest_never_mixes_audio(
     whole: Whole, tmp_path: Path, every: int, figure: Figure
 ) -> None:
