@@ -1,17 +1,21 @@
 # make demo: install, then the whole path on a small generated corpus.
 # make test: install, then lint, types and tests.
+# make test-faults: install, then kills, power cuts, full disks and hostile files by the hundred: about ten minutes.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-faults lint install clean
 
 demo: install
 	$(BIN)/mfhca demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-faults: install
+	$(BIN)/python -m pytest -m faults
 
 lint: install
 	$(BIN)/ruff check .

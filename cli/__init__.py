@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -11,9 +12,22 @@ def main() -> None:
     _keep_freed_memory()
     # cuBLAS repeats its results only with a workspace of fixed size, and reads this once, when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    from .app import mfhca
+    _show_any_name()
+    try:
+        from .app import mfhca
 
-    mfhca(prog_name="mfhca")
+        mfhca(prog_name="mfhca")
+    except KeyboardInterrupt:
+        # Ctrl-C before the command has begun, or while its arguments are read.
+        sys.stderr.write("\nStopped before anything was done.\n")
+        sys.exit(130)
+
+
+def _show_any_name() -> None:
+    """Spell a file's name that is no UTF-8 as ``\\udcff`` instead of failing to print it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _keep_freed_memory() -> None:

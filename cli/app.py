@@ -24,6 +24,10 @@ COMMANDS = {
 }
 
 
+#: Exit statuses that shells and schedulers know: 128 + the signal's number.
+INTERRUPTED, TERMINATED = 130, 143
+
+
 class _Group(click.Group):
     """Loads a command's module when the command is called, and turns known errors into a message and status 1."""
 
@@ -59,19 +63,33 @@ class _Group(click.Group):
                 raise  # The reader of our output has gone; click ends quietly.
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
-        except KeyboardInterrupt:
+        except MemoryError:
+            click.echo("Error: not enough memory for this; close other programs, or take a smaller part", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt as stop:
+            _be_deaf()
             click.echo("\nStopped. What was finished is kept; the same command goes on from there.", err=True)
-            ctx.exit(130)
+            ctx.exit(TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: from a scheduler whose time is up, or from `kill`."""
 
 
 def _stop_on_sigterm() -> None:
     """Let SIGTERM unwind like Ctrl-C, so that half-written files are removed."""
 
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise _Terminated
 
     if sys.platform != "win32":
         signal.signal(signal.SIGTERM, stop)
+
+
+def _be_deaf() -> None:
+    """Once it is stopping, an impatient second Ctrl-C must not end it in a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

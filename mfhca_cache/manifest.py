@@ -24,7 +24,7 @@ Columns beyond these are kept as they are.
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -33,11 +33,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from mfhca_cache.containers import SAMPLE_RATES
 from mfhca_cache.errors import ManifestError
+from mfhca_cache.files import parse_json, read_regular
 from mfhca_cache.labels import ClassMap, class_map
 from mfhca_cache.spec import MAX_SECONDS
 from mfhca_cache.storage.publish import publish, publish_json
-from mfhca_cache.wav import MAX_CHANNELS, SAMPLE_RATES, resampled_length
+from mfhca_cache.wav import MAX_CHANNELS, resampled_length
 
 TEXT_COLUMNS = (
     "corpus",
@@ -60,6 +62,10 @@ COLUMNS = (
 _SESSION = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_COLUMNS = 200
+_MAX_HEADER_BYTES = 1_000_000
+#: A million utterances take about 300 MB.
+MAX_TABLE_BYTES = 512 * 2**20
+_MAX_MEMORY_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -185,21 +191,44 @@ def read_table(path: Path) -> pd.DataFrame:
         ManifestError: missing, not text, not a table, or of absurdly many columns.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline(1_000_000)
-            if header.count(",") >= _MAX_COLUMNS or not header.endswith("\n"):
-                raise ManifestError(
-                    f"{path}: the first line is no header of up to {_MAX_COLUMNS} columns and a line end"
-                )
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        return parse_table(read_regular(path, MAX_TABLE_BYTES), path)
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; `mfhca manifest CORPUS ROOT` writes one") from None
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: not readable as a CSV table in UTF-8 ({error})") from error
+
+
+def parse_table(data: bytes, source: Path) -> pd.DataFrame:
+    """`read_table` of bytes that were read from ``source``."""
+    # Counted before pandas sees them: a million columns cost gigabytes. A quotation left open would hide more of them.
+    header = data[:_MAX_HEADER_BYTES].split(b"\n", 1)[0]
+    if len(header) in (len(data), _MAX_HEADER_BYTES) or header.count(b",") >= _MAX_COLUMNS or header.count(b'"') % 2:
+        raise ManifestError(f"{source}: the first line is no header of up to {_MAX_COLUMNS} columns and a line end")
+    # pandas would take each cell of the first row beyond the header for an index of its own: a million take minutes.
+    if _first_row_cells(data[len(header) + 1 :][:_MAX_HEADER_BYTES], source) > header.count(b",") + 1:
+        raise ManifestError(f"{source}: {_MORE_CELLS}")
+    try:
+        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, ArithmeticError, MemoryError) as error:
+        raise ManifestError(f"{source}: not readable as a CSV table in UTF-8 ({error})") from error
     # Rows with one cell more than the header make pandas shift every column by one without a word.
     if not isinstance(table.index, pd.RangeIndex):
-        raise ManifestError(f"{path}: the rows have more cells than the header; is there a comma at each line's end?")
+        raise ManifestError(f"{source}: {_MORE_CELLS}")
     return table
+
+
+_MORE_CELLS = "the rows have more cells than the header; is there a comma at each line's end?"
+
+
+def _first_row_cells(data: bytes, source: Path) -> int:
+    """Cells of the first row that holds something, as far as ``data`` reaches."""
+    try:
+        for row in csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline="")):
+            if any(cell.strip() for cell in row) or len(row) > 1:
+                return len(row)
+    except csv.Error as error:
+        raise ManifestError(f"{source}: not readable as a CSV table in UTF-8 ({error})") from error
+    return 0
 
 
 def _read_memory(path: Path) -> dict[str, Any]:
@@ -207,10 +236,8 @@ def _read_memory(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        memory = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(memory, dict) or not all(
-            isinstance(item, dict) and {"path", "reason"} <= set(item) for item in memory.get("rejected", [])
-        ):
+        memory = parse_json(read_regular(path, _MAX_MEMORY_BYTES))
+        if not all(isinstance(item, dict) and {"path", "reason"} <= set(item) for item in memory.get("rejected", [])):
             raise ValueError("expected an object with root and rejected")
     except (OSError, ValueError, TypeError) as error:
         raise ManifestError(f"{path}: damaged ({error}); delete it and name the corpus folder with --root") from error

@@ -1,27 +1,32 @@
-"""An audio file's container: what its header says, checked against the bytes that are there.
+"""An audio file before it is decoded: rate, channels, length and digest, or why it must not be used.
 
 Usual libraries read a truncated wav, a forged rate or an empty file without complaint. So the header is compared
-with the file here, before anything is decoded, and the same bytes are hashed.
+with the file's bytes, what it would decode to is bounded, and the same bytes are hashed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from mfhca_cache.containers import check_container, check_rate
 from mfhca_cache.errors import AudioError
+from mfhca_cache.files import read_regular, regular_size
 from mfhca_cache.spec import MAX_SECONDS, SAMPLE_RATE
 
 #: Endings that corpus readers look for.
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".sph")
-#: No speech corpus lies outside these; a value beyond them is a damaged header.
-SAMPLE_RATES = (4_000, 384_000)  # Hz
 MAX_CHANNELS = 32
-#: Nothing of MAX_SECONDS is larger (8 channels of 32 bits at 96 kHz).
-MAX_BYTES = 4 * 2**30
+#: Decoded samples over all channels: 20 minutes of stereo at 48 kHz, 512 MiB as float32. A few hundred kilobytes of
+#: FLAC can decode to any length.
+MAX_DECODED = 2**27
+#: Of a file: MAX_DECODED samples of 32 bits, and as much again for what else a container may hold.
+MAX_BYTES = 2**30
+#: What a speech corpus may come in. The rest of libsndfile's formats are old and hardly tested.
+_UNKNOWN_FRAMES = 2**62  # libsndfile's answer for a stream that does not say
+CONTAINERS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "NIST", "FLAC", "OGG", "MP3", "MPEG")
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,10 @@ def read_bytes(path: Path) -> bytes:
         AudioError: missing, unreadable, empty or larger than any utterance.
     """
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         if size > MAX_BYTES:
-            raise AudioError("too-long", f"got {size / 2**30:.1f} GiB; no utterance is larger than 4 GiB")
-        data = path.read_bytes()
+            raise AudioError("too-long", f"got {size / 2**30:.1f} GiB; no utterance is larger than 1 GiB")
+        data = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise AudioError("missing", "the file is not there") from None
     except (OSError, ValueError) as error:
@@ -93,75 +98,32 @@ def probe_bytes(data: bytes) -> AudioInfo:
     """`probe` of bytes already in memory."""
     import soundfile
 
-    _check_magic(data)
-    if data[:4] in (b"RIFF", b"RIFX", b"RF64"):
-        _check_riff(data)
+    check_container(data)
     try:
         info = soundfile.info(AudioBytes(data))
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise AudioError("unreadable", f"not decodable as audio: {str(error).split(': ', 1)[-1]}") from error
-    if not SAMPLE_RATES[0] <= info.samplerate <= SAMPLE_RATES[1]:
-        raise AudioError("bad-header", f"got a sample rate of {info.samplerate} Hz; expected 4,000 to 384,000")
+    if info.format not in CONTAINERS:
+        raise AudioError("unreadable", f"got the format {info.format_info}; convert it to WAV or FLAC")
+    check_rate(info.samplerate)
     if not 1 <= info.channels <= MAX_CHANNELS:
         raise AudioError("bad-header", f"got {info.channels} channels; expected 1 to {MAX_CHANNELS}")
     if info.frames <= 0:
         raise AudioError("no-frames", "the header is sound but no audio follows it")
-    if info.frames / info.samplerate > MAX_SECONDS:
-        raise AudioError(
-            "too-long",
-            f"got {info.frames / info.samplerate:.0f} s; an utterance has at most {MAX_SECONDS:.0f} s",
-        )
+    if info.frames > _UNKNOWN_FRAMES:
+        raise AudioError("bad-header", "the header does not say how long the audio is; write the file again")
+    _check_length(info.frames, info.samplerate, info.channels)
     return AudioInfo(info.frames, info.samplerate, info.channels, hashlib.sha256(data).hexdigest())
 
 
-def _check_magic(data: bytes) -> None:
-    """Name the usual impostors, which libsndfile only calls an unknown format."""
-    head = data[:64].lstrip().lower()
-    if data[:4] == b"\x00\x05\x16\x07":
-        raise AudioError("not-audio", "an AppleDouble file (macOS metadata), not audio; delete it")
-    if head.startswith(b"version https://git-lfs"):
-        raise AudioError("not-audio", "a Git LFS pointer, not audio; run `git lfs pull` in the corpus")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise AudioError("not-audio", "a web page, not audio; download the file again")
-
-
-def _check_riff(data: bytes) -> None:
-    """Compare the sizes that a RIFF/WAVE header declares with the bytes that are there.
-
-    The usual tail chunks and odd padding are allowed; fewer bytes of audio than declared are not.
-    """
-    if len(data) < 12 or data[8:12] != b"WAVE":
-        raise AudioError("bad-header", "starts as RIFF but is no WAVE file")
-    order = ">" if data[:4] == b"RIFX" else "<"
-    long_size = _rf64_data_size(data) if data[:4] == b"RF64" else None
-    position = 12
-    while position + 8 <= len(data):
-        name = data[position : position + 4]
-        size = struct.unpack_from(f"{order}I", data, position + 4)[0]
-        body = position + 8
-        if name == b"fmt " and body + 16 <= len(data):
-            rate = struct.unpack_from(f"{order}I", data, body + 4)[0]
-            if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
-                raise AudioError("bad-header", f"got a sample rate of {rate} Hz; expected 4,000 to 384,000")
-        if name == b"data":
-            declared = long_size if long_size is not None and size == 0xFFFFFFFF else size
-            _check_data_chunk(declared, len(data) - body)
-            return
-        position = body + size + (size & 1)
-    raise AudioError("no-frames", "a WAVE header without a data chunk: no audio follows it")
-
-
-def _check_data_chunk(declared: int, available: int) -> None:
-    if declared > available:
+def _check_length(frames: int, sample_rate: int, channels: int) -> None:
+    """Refuse what would cost more memory than any utterance does, before it is decoded."""
+    seconds = frames / sample_rate
+    if seconds > MAX_SECONDS:
+        raise AudioError("too-long", f"got {seconds:.0f} s; an utterance has at most {MAX_SECONDS:.0f} s")
+    if frames * channels > MAX_DECODED:
         raise AudioError(
-            "truncated",
-            f"the header declares {declared:,} bytes of audio, the file has {available:,}; copy the file again",
+            "too-long",
+            f"got {seconds:.0f} s of {channels} channels at {sample_rate:,} Hz, {frames * channels:,} samples; "
+            f"an utterance has at most {MAX_DECODED:,}. Cut the recording into utterances",
         )
-    if declared == 0:
-        detail = f"{available:,} bytes follow a data size of 0" if available else "no audio follows the header"
-        raise AudioError("no-frames", detail)
-
-
-def _rf64_data_size(data: bytes) -> int | None:
-    at = data.find(b"ds64", 12, 64)
-    return struct.unpack_from("<Q", data, at + 16)[0] if at >= 0 and at + 24 <= len(data) else None

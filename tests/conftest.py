@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +23,24 @@ hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
 TINY = ExtractSpec(encoder=EncoderSpec("random-tiny"))
+
+
+#: What the long runs counted, for docs/reliability.md.
+FIGURES: list[str] = []
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Notes a line of figures, which `make test-faults` prints at its end."""
+    long = request.node.get_closest_marker("faults") is not None
+    return FIGURES.append if long else lambda _: None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("figures")
+        for line in FIGURES:
+            terminalreporter.write_line(f"- {line}")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 import pandas as pd
 
 from mfhca_cache.errors import AudioError, CorpusError
+from mfhca_cache.files import leads_outside
 from mfhca_cache.manifest import COLUMNS, Manifest, Rejected, is_inside, make_manifest, natural_key
 from mfhca_cache.wav import SUFFIXES, AudioInfo, probe
 
@@ -126,14 +127,6 @@ def collect_named(
 def is_folder(path: Path) -> bool:
     """Whether it is a folder; False, and no error as from `Path.is_dir`, where one may not look."""
     return os.path.isdir(path)  # noqa: PTH112
-
-
-def leads_outside(root: Path, path: Path) -> bool:
-    """Whether a path, with its symbolic links resolved, lies outside the root."""
-    try:
-        return not path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):
-        return True  # A link that loops leads nowhere.
 
 
 def relative_path(root: Path, path: Path) -> str:

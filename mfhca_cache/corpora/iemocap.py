@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from mfhca_cache.corpora.common import OnFile, Utterance, audio_files, collect, is_folder, relative_path
 from mfhca_cache.errors import CorpusError
+from mfhca_cache.files import read_regular
 from mfhca_cache.manifest import Manifest, Rejected, natural_key
 
 LAYOUT = "a folder that holds Session1 … Session5, each with sentences/wav and dialog/EmoEvaluation"
@@ -28,7 +29,11 @@ _SESSION = re.compile(r"Session([1-5])")
 _UTTERANCE = re.compile(r"Ses0([1-5])[FM]_\w+_([FM])(?:XX)?\d+")
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 _LABEL_LINE = re.compile(rf"\[{_NUMBER}-{_NUMBER}\]\s+(\S+)\s+(\S+)\s+\[{_NUMBER},{_NUMBER},{_NUMBER}\]\s*")
-_TEXT_LINE = re.compile(r"(Ses0\S+)\s*\[[^\]]*\]\s*:\s*(.*)")
+# No bracket in the id: a line of nothing else would take the square of its length.
+_TEXT_LINE = re.compile(r"(Ses0[^\s\[]+)\s*\[[^\]]*\]\s*:\s*(.*)")
+#: A dialogue's label file has about 30 kB.
+_MAX_TEXT_BYTES = 4 * 2**20
+_MAX_BAD_LINES = 100
 _ANY_SESSION = tuple(f"Session{number}" for number in range(1, 6))
 
 
@@ -172,13 +177,18 @@ def _read_labels(root: Path, path: Path, rejected: list[Rejected]) -> dict[str, 
     labels: dict[str, _Label | str] = {}
     try:
         lines = list(_lines(path))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         rejected.append(Rejected(relative_path(root, path), f"unreadable: the label file cannot be read ({error})"))
         return labels
+    before = len(rejected)
     for number, line in enumerate(lines, start=1):
         if not line.startswith("["):
             continue
         match = _LABEL_LINE.fullmatch(line)
+        if match is None and len(rejected) - before == _MAX_BAD_LINES:
+            reason = f"bad-label: more than {_MAX_BAD_LINES} such lines; line {number} and the rest are not looked at"
+            rejected.append(Rejected(relative_path(root, path), reason))
+            return labels
         if match is None:
             expected = "[start - end] id label [valence, activation, dominance]"
             reason = f"bad-label: line {number} is {line[:80]!r}; expected {expected}"
@@ -191,16 +201,17 @@ def _read_labels(root: Path, path: Path, rejected: list[Rejected]) -> dict[str, 
 
 
 def _read_texts(path: Path) -> dict[str, str]:
-    """Id → words of one dialogue; lines without an id are passed over, and a missing file has no words."""
-    if not path.is_file():
+    """Id → words of one dialogue; lines without an id are passed over; a missing file has no words."""
+    try:
+        matches = [_TEXT_LINE.fullmatch(line) for line in _lines(path)]
+    except (OSError, ValueError):
         return {}
-    matches = (_TEXT_LINE.fullmatch(line) for line in _lines(path))
     return {match[1]: " ".join(match[2].split()) for match in matches if match}
 
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines of a text in UTF-8 or else Latin-1, whichever line ends it has."""
-    data = path.read_bytes()
+    data = read_regular(path, _MAX_TEXT_BYTES)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from mfhca_cache.corpora.common import OnFile, Utterance, collect, is_folder, leads_outside
+from mfhca_cache.corpora.common import OnFile, Utterance, collect, is_folder
 from mfhca_cache.errors import CorpusError, ManifestError
+from mfhca_cache.files import leads_outside
 from mfhca_cache.manifest import Manifest, Rejected, is_inside, is_session, read_table
 
 LAYOUT = "a CSV with the columns path, speaker, label, or a folder that holds exactly one CSV"
@@ -74,12 +75,16 @@ def _find_csv(root: Path) -> Path:
         if root.suffix.lower() == ".csv" and root.is_file():
             return root
         raise CorpusError(f"{root}: is no CSV; expected {LAYOUT}")
-    found = sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and path.name[0] != ".")
+    found = sorted(path for path in root.iterdir() if _is_csv(path))
     if len(found) != 1:
         names = ", ".join(path.name for path in found[:5])
         fix = f"got {len(found)} ({names}); name the one meant" if found else "got none"
         raise CorpusError(f"{root}: {fix}; expected {LAYOUT}")
     return found[0]
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv" and path.name[0] != "." and path.is_file()
 
 
 def _cells(table: pd.DataFrame) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from mfhca_cache.spec import ExtractSpec, differences
 from mfhca_cache.storage.layout import (
     FeatureInfo,
     Plan,
+    is_plan_of,
     make_plan,
     plan_differences,
     read_plan,
@@ -21,7 +22,7 @@ from mfhca_cache.storage.layout import (
     write_plan,
     write_utterances,
 )
-from mfhca_cache.storage.publish import lock, remove_temporaries
+from mfhca_cache.storage.publish import lock, make_folder, remove_temporaries
 
 
 def corpus_root(manifest: Manifest) -> Path:
@@ -60,7 +61,12 @@ def check_plan(folder: Path, wanted: Plan) -> None:
     """
     if not any(folder.glob("*/feature.json")):
         return
-    have = read_plan(folder)
+    try:
+        have = read_plan(folder)
+    except CacheError:
+        if is_plan_of(folder, wanted):
+            return  # utterances.csv alone is damaged, and the manifest says what it held.
+        raise
     changed = plan_differences(have, wanted)
     if changed:
         raise CacheMismatchError(
@@ -77,21 +83,36 @@ def keep_plan(folder: Path, wanted: Plan) -> list[str]:
         CacheMismatchError: another run has begun the cache otherwise meanwhile.
         CacheError: the folder cannot be made or written.
     """
-    if (folder / "cache.json").exists() and read_plan(folder).utterances.equals(wanted.utterances):
+    have = _written_plan(folder)
+    if have is not None and have.utterances.equals(wanted.utterances):
+        if any(folder.glob(".*.tmp")):
+            with lock(folder, "plan"):
+                _remove_leftovers(folder)
         return []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CacheError(f"{folder}: could not be made ({error.strerror})") from error
+    make_folder(folder)
     with lock(folder, "plan"):
-        for name in ("cache.json", "utterances.csv"):
-            remove_temporaries(folder, name)
+        _remove_leftovers(folder)
         check_plan(folder, wanted)
         if any(folder.glob("*/feature.json")):
             write_utterances(folder, wanted)
+            if have is None:
+                return ["utterances.csv in the cache was damaged; it was written anew from the manifest"]
             return ["labels or other descriptions have changed in the manifest; the cache now has the new ones"]
         write_plan(folder, wanted)
     return []
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for name in ("cache.json", "utterances.csv"):
+        remove_temporaries(folder, name)
+
+
+def _written_plan(folder: Path) -> Plan | None:
+    """The plan that lies in a folder; None where there is none yet, or only a damaged one."""
+    try:
+        return read_plan(folder)
+    except CacheError:
+        return None
 
 
 def agreed_feature(folder: Path, wanted: FeatureInfo) -> FeatureInfo:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mfhca_cache.containers import with_flac_frames
 from mfhca_cache.errors import AudioError
+from mfhca_cache.files import leads_outside
 from mfhca_cache.spec import MIN_SAMPLES, SAMPLE_RATE
-from mfhca_cache.wav import AudioBytes, probe_bytes, read_bytes, resampled_length
+from mfhca_cache.wav import AudioBytes, AudioInfo, probe_bytes, read_bytes, resampled_length
 
 #: Peak above which samples cannot be audio scaled to ±1 (18 dB over full scale).
 MAX_PEAK = 8.0
@@ -21,23 +23,26 @@ MAX_PEAK = 8.0
 SILENCE = 2.0**-16
 
 
-def load_audio(path: Path, sha256: str | None = None) -> np.ndarray:
+def load_audio(path: Path, sha256: str | None = None, root: Path | None = None) -> np.ndarray:
     """Read a file as the encoder hears it.
 
     Args:
         path: the file.
         sha256: what the manifest says of its bytes; None to trust any.
+        root: the corpus folder, which no symbolic link on the way may lead out of; None to follow any.
 
     Returns:
         float32 of shape (samples,) at 16 kHz, mono, about ±1.
 
     Raises:
-        AudioError: with ``reason`` missing, changed, unreadable, truncated, not-finite, amplitude, silence,
+        AudioError: with ``reason`` link, missing, changed, unreadable, truncated, not-finite, amplitude, silence,
             too-short, too-long, or what `mfhca_cache.wav.probe` finds in the header.
     """
+    if root is not None and leads_outside(root, path):
+        raise AudioError("link", "a symbolic link that leads out of the corpus folder; copy the file into it")
     data = read_bytes(path) if sha256 is None else _expected_bytes(path, sha256)
     info = probe_bytes(data)
-    mono = to_mono(_decode(data, info.frames))
+    mono = to_mono(_decode(data, info))
     samples = resample(mono, info.sample_rate)
     if len(samples) < MIN_SAMPLES:
         raise AudioError(
@@ -64,9 +69,10 @@ def to_mono(channels: np.ndarray) -> np.ndarray:
     Raises:
         AudioError: not-finite, amplitude or silence.
     """
-    if not np.isfinite(channels).all():
+    # The extremes alone: NaN passes through them, and no copy of the samples is made.
+    peak = float(max(channels.max(), -channels.min()))
+    if not np.isfinite(peak):
         raise AudioError("not-finite", "the file holds NaN or infinite samples")
-    peak = float(np.abs(channels).max())
     if peak > MAX_PEAK:
         raise AudioError("amplitude", f"got a peak of {peak:.3g}; expected samples scaled to ±1")
     mono: np.ndarray = channels.mean(axis=1, dtype=np.float32)
@@ -87,14 +93,35 @@ def resample(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     return np.asarray(librosa.util.fix_length(out, size=length), dtype=np.float32)
 
 
-def _decode(data: bytes, frames: int) -> np.ndarray:
+def _decode(data: bytes, info: AudioInfo) -> np.ndarray:
     """float32 of shape (frames, channels)."""
     import soundfile
 
+    if data[:4] == b"fLaC" and _flac_goes_on(data, info.frames):
+        raise AudioError("bad-header", f"more audio follows the {info.frames:,} frames that the header declares")
     try:
         samples, _ = soundfile.read(AudioBytes(data), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError("unreadable", f"decoding failed: {str(error).split(': ', 1)[-1]}") from error
-    if len(samples) != frames:
-        raise AudioError("truncated", f"got {len(samples):,} frames, the header says {frames:,}; copy the file again")
+        detail = str(error).split(": ", 1)[-1].rstrip(".")
+        raise AudioError(
+            "unreadable",
+            f"decoding failed before the {info.frames:,} frames that the header declares ({detail}); "
+            "the file is cut short or damaged, copy it again",
+        ) from error
+    if len(samples) != info.frames:
+        raise AudioError(
+            "truncated", f"got {len(samples):,} frames, the header says {info.frames:,}; copy the file again"
+        )
     return np.asarray(samples)
+
+
+def _flac_goes_on(data: bytes, frames: int) -> bool:
+    """Whether a FLAC stream holds more than its header says, where libsndfile stops reading."""
+    import soundfile
+
+    try:
+        # With a header that declares one frame more, that frame can be sought only if it is there.
+        with soundfile.SoundFile(AudioBytes(with_flac_frames(data, frames + 1))) as file:
+            return bool(file.seek(frames) == frames)
+    except (soundfile.LibsndfileError, RuntimeError):
+        return False

@@ -23,8 +23,8 @@ from mfhca_cache.extraction.text import TextEncoder, encode_texts
 from mfhca_cache.extraction.work import RETRY_REASONS, Task
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.spec import MIN_SAMPLES, EncoderSpec, ExtractSpec
+from mfhca_cache.storage.commit import commit_shard
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
-from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.shard import encode_shard
 
 
@@ -89,7 +89,7 @@ def decode_clips(plan: Plan, root: Path, first: int, stop: int, pre_emphasis: fl
     rejected: list[Rejected] = []
     for row in table[touched].to_dict("records"):
         try:
-            samples = load_audio(root / row["path"], row["sha256"])
+            samples = load_audio(root / row["path"], row["sha256"], root)
             if plan.clip.count(len(samples)) != row["clips"]:
                 raise AudioError("length", f"got {len(samples):,} samples at 16 kHz, the manifest: {row['seconds']} s")
         except AudioError as error:
@@ -234,6 +234,5 @@ def _publish(folder: Path, info: FeatureInfo, shard: ShardRange, made: _Made) ->
         rejected=made.rejected,
         versions={name: metadata.version(name) for name in ("mfhca-cache", "torch", "transformers", "librosa", "h5py")},
     )
-    publish(folder / info.name / f"{shard.name}.h5", content)
-    publish_json(folder / info.name / f"{shard.name}.json", receipt.to_json())
+    commit_shard(folder / info.name, shard.name, content, receipt)
     return len(content)

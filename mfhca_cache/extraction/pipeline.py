@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from mfhca_cache.extraction.agree import (
     agreed_device,
@@ -44,9 +44,9 @@ from mfhca_cache.extraction.work import Task, find_tasks, is_done, mended
 from mfhca_cache.manifest import Manifest, Rejected
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import EncoderSpec, ExtractSpec
-from mfhca_cache.storage.cache import shard_receipt
+from mfhca_cache.storage.commit import settle, shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
-from mfhca_cache.storage.publish import lock, remove_temporaries
+from mfhca_cache.storage.publish import CacheLock, lock
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ class Agreement:
 def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[FeatureInfo, ShardRange]]]:
     """Lock those of a task's shards that no other run holds (or all of them, waiting), and clear leftovers."""
     taken: list[tuple[FeatureInfo, ShardRange]] = []
-    locks: list[FileLock] = []
+    locks: list[CacheLock] = []
     try:
         for info, shard in task.shards:
             guard = lock(folder, f"{info.name}.{shard.name}")
@@ -294,8 +294,7 @@ def _taken(folder: Path, task: Task, patient: bool) -> Iterator[list[tuple[Featu
                 guard.acquire(timeout=-1 if patient else 0)
                 locks.append(guard)
                 taken.append((info, shard))
-                for suffix in ("h5", "json"):
-                    remove_temporaries(folder / info.name, f"{shard.name}.{suffix}")
+                settle(folder / info.name, shard.name)
         yield taken
     finally:
         for guard in locks:

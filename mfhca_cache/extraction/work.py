@@ -9,14 +9,15 @@ from pathlib import Path
 
 from mfhca_cache.errors import AudioError, CacheError
 from mfhca_cache.extraction.features import begun_feature
+from mfhca_cache.files import leads_outside
 from mfhca_cache.manifest import Rejected
-from mfhca_cache.storage.cache import shard_receipt
+from mfhca_cache.storage.commit import is_settled, shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Unit
 from mfhca_cache.storage.shard import Receipt, open_shard
 from mfhca_cache.wav import probe
 
 #: Files that may come back: a shard that rejected one for such a reason is made again once the file is right.
-RETRY_REASONS = ("missing", "changed")
+RETRY_REASONS = ("missing", "changed", "link")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def find_tasks(
 def is_done(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange, retry: set[str]) -> bool:
     """Whether a shard is committed and whole, and holds no rejection that is to be tried again."""
     receipt = _committed(folder, plan, info, shard)
-    return receipt is not None and not any(item.path in retry for item in receipt.rejected)
+    if receipt is None or not is_settled(folder / info.name, shard.name):
+        return False
+    return not any(item.path in retry for item in receipt.rejected)
 
 
 def mended(folder: Path, plan: Plan, features: Sequence[FeatureInfo], root: Path | None) -> set[str]:
@@ -64,8 +67,9 @@ def mended(folder: Path, plan: Plan, features: Sequence[FeatureInfo], root: Path
             lost |= {item.path for item in receipt.rejected if _may_return(item)} if receipt else set()
     found = set()
     for name in lost & set(table.index):
+        path = root / str(table.loc[name, "path"])
         with contextlib.suppress(AudioError):
-            if probe(root / str(table.loc[name, "path"])).sha256 == table.loc[name, "sha256"]:
+            if not leads_outside(root, path) and probe(path).sha256 == table.loc[name, "sha256"]:
                 found.add(name)
     return found
 

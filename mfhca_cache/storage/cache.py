@@ -23,11 +23,13 @@ import torch
 from mfhca_cache.errors import CacheError
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import ClipSpec
+from mfhca_cache.storage.check import check_cache
+from mfhca_cache.storage.commit import shard_receipt
 from mfhca_cache.storage.dataset import CacheDataset
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, read_feature, read_plan
 from mfhca_cache.storage.reading import OpenShard, clip_rows, copy_checked
 from mfhca_cache.storage.select import Where, choose_ids
-from mfhca_cache.storage.shard import Receipt, open_shard, read_receipt
+from mfhca_cache.storage.shard import Receipt, open_shard
 
 
 @dataclass
@@ -198,8 +200,6 @@ class Cache:
             deep: reread every byte; else receipts, sizes, extents and the digests of everything but the arrays.
             progress: called with shards done.
         """
-        from mfhca_cache.storage.check import check_cache  # It builds on this module.
-
         return [fault.message for fault in check_cache(self.path, deep=deep, progress=progress).faults]
 
     def _shards(self, info: FeatureInfo) -> list[ShardRange]:
@@ -315,34 +315,6 @@ class Cache:
             f"being {info.per} {first} of the plan; delete {shard.name}.json beside it "
             f"and run `mfhca extract --split {shard.split}`"
         )
-
-
-def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
-    """A shard's receipt, or None where there is none.
-
-    Raises:
-        CacheError: the receipt is damaged, or is of other settings, another run of clips, or other audio than planned.
-    """
-    path = folder / info.name / f"{shard.name}.json"
-    if not path.exists():
-        return None
-    receipt = read_receipt(path)
-    stated = (receipt.shard, receipt.fingerprint, receipt.first, receipt.stop, receipt.dtype)
-    wanted = (shard.name, info.fingerprint, shard.first, shard.stop, info.dtype)
-    rejected = {item.path for item in receipt.rejected}
-    if info.per == "utterance":
-        expected = sources = plan.texts(shard.first, shard.stop)
-    else:
-        sources = plan.audio(shard.first, shard.stop)
-        expected = {name: digest for name, digest in sources.items() if name not in rejected}
-    if stated != wanted or not info.fits(receipt.shape) or not rejected <= set(sources):
-        raise CacheError(f"{path}: belongs to another plan or other settings; delete it and extract this shard again")
-    if receipt.audio != expected:
-        what = "transcripts" if info.per == "utterance" else "audio"
-        raise CacheError(
-            f"{path}: belongs to another plan: made from other {what}; `mfhca extract` makes this shard anew"
-        )
-    return receipt
 
 
 def open_cache(path: str | Path) -> Cache:

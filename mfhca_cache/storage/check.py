@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from mfhca_cache.errors import CacheError
 from mfhca_cache.progress import Progress, ProgressCallback, silent
-from mfhca_cache.storage.cache import shard_receipt
+from mfhca_cache.storage.commit import shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, read_feature, read_plan
 from mfhca_cache.storage.publish import LOCKS
 from mfhca_cache.storage.shard import Receipt, file_sha256, open_shard, read_receipt

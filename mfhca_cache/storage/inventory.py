@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mfhca_cache.errors import CacheError
-from mfhca_cache.storage.cache import shard_receipt
 from mfhca_cache.storage.check import Fault, read_features, shard_path
+from mfhca_cache.storage.commit import shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, read_plan
 
 

@@ -18,8 +18,9 @@ from filelock import Timeout
 from mfhca_cache.errors import CacheError, CacheMismatchError
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import differences, settings
-from mfhca_cache.storage.cache import Cache, open_cache, shard_receipt
+from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.storage.check import check_bytes, shard_path
+from mfhca_cache.storage.commit import shard_receipt
 from mfhca_cache.storage.layout import (
     FeatureInfo,
     Plan,

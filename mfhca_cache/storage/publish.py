@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mfhca_cache.errors import CacheError
 
@@ -48,8 +48,11 @@ def publish(path: Path, data: bytes | memoryview) -> None:
 
 def publish_json(path: Path, value: Any) -> None:
     """`publish` a JSON value, indented, with a final line end."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    publish(path, text.encode())
+    try:
+        data = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # A folder's name that is no UTF-8.
+        data = json.dumps(value, indent=2, allow_nan=False).encode()
+    publish(path, data + b"\n")
 
 
 def sync_folder(folder: Path) -> None:
@@ -74,11 +77,53 @@ def remove_temporaries(folder: Path, name: str) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def lock(cache: Path, name: str) -> FileLock:
-    """The lock called ``name`` of a cache; the system lets go of it when its holder dies, however it dies."""
+class CacheLock(FileLock):
+    """A lock of a cache; the system lets go of it when its holder dies, however it dies."""
+
+    def acquire(self, *args: Any, **options: Any) -> Any:
+        """`filelock.FileLock.acquire`.
+
+        Raises:
+            Timeout: another run holds it.
+            CacheError: the lock's file cannot be made: a read-only folder or a full disk.
+        """
+        try:
+            return super().acquire(*args, **options)
+        except Timeout:
+            raise
+        except OSError as error:
+            raise _not_writable(Path(self.lock_file), error) from error
+
+
+def lock(cache: Path, name: str) -> CacheLock:
+    """The lock called ``name`` of a cache.
+
+    Raises:
+        CacheError: the folder of locks cannot be made.
+    """
     folder = cache / LOCKS
+    make_folder(folder)
+    return CacheLock(folder / f"{name}.lock")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, so that they survive a power cut.
+
+    Raises:
+        CacheError: it cannot be made.
+    """
     try:
+        if folder.is_dir():
+            return
+        make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
     except OSError as error:
-        raise CacheError(f"{folder}: could not be made ({error.strerror}); is the cache read-only?") from error
-    return FileLock(folder / f"{name}.lock")
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(path: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"{path}: could not be made ({error.strerror or error}); is the cache read-only, or the disk full? "
+        "Check free space and permissions, then run the same command again"
+    )

@@ -26,13 +26,17 @@ import h5py
 import numpy as np
 
 from mfhca_cache.errors import CacheError
+from mfhca_cache.files import MAX_JSON_BYTES, parse_json, read_regular, regular_size
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.spec import DTYPES, FORMAT_VERSION, canonical_json
 
 DIGEST_BYTES = 16
 _ALIGNMENT = 4096
 _MAX_HEAD_BYTES = 64 * 2**20
-_MAX_RECEIPT_BYTES = 64 * 2**20
+#: Of the root group; the datasets have none.
+_ATTRIBUTES = (b"fingerprint", b"format", b"shard")
+#: What damaged or hostile bytes make h5py, NumPy and Python raise; MemoryError is a size that was only declared.
+_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -162,22 +166,37 @@ def read_receipt(path: Path) -> Receipt:
     Raises:
         CacheError: missing, damaged, of a newer format, or describing an impossible file.
     """
-    value = read_json(path, _MAX_RECEIPT_BYTES)
+    value = read_json(path)
     try:
         stated = value.pop("receipt_sha256")
         if hashlib.sha256(canonical_json(value)).hexdigest() != stated:
             raise CacheError(f"{path}: the receipt is damaged (its checksum differs); extract this shard again")
         check_format(value["format"], path)
-        value["shape"] = tuple(int(size) for size in value["shape"])
+        value["shape"] = tuple(value["shape"])
         value["rejected"] = tuple(Rejected(**item) for item in value["rejected"])
         receipt = Receipt(**value)
-        extent = receipt.offset >= 0 and 0 <= receipt.offset + receipt.nbytes <= receipt.size
-        expected = math.prod(receipt.shape) * np.dtype(receipt.dtype).itemsize
-        if receipt.dtype not in DTYPES or min(receipt.shape) < 0 or expected != receipt.nbytes or not extent:
-            raise ValueError("the array's shape, type and extent contradict each other")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check_receipt(receipt)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CacheError(f"{path}: not a receipt of this format ({error}); extract this shard again") from error
     return receipt
+
+
+def _check_receipt(receipt: Receipt) -> None:
+    """A ValueError where a receipt's values are of other types than stated, or contradict each other."""
+    numbers = (receipt.first, receipt.stop, receipt.size, receipt.offset, receipt.nbytes, *receipt.shape)
+    words = (receipt.shard, receipt.fingerprint, receipt.sha256, receipt.head_sha256, receipt.dtype)
+    named = all(isinstance(item.path, str) and isinstance(item.reason, str) for item in receipt.rejected)
+    if not all(type(number) is int for number in numbers) or not all(isinstance(word, str) for word in words):
+        raise ValueError("got a value of another type than a receipt has")
+    if not isinstance(receipt.audio, dict) or not isinstance(receipt.versions, dict) or not named:
+        raise ValueError("got audio, versions or rejected utterances in another form than a receipt has")
+    if receipt.dtype not in DTYPES or len(receipt.shape) < 2 or min(numbers) < 0:
+        raise ValueError("the array's shape, type and extent contradict each other")
+    expected = math.prod(receipt.shape) * np.dtype(receipt.dtype).itemsize
+    if expected != receipt.nbytes or receipt.offset + receipt.nbytes > receipt.size:
+        raise ValueError("the array's shape, type and extent contradict each other")
+    if receipt.shape[0] > receipt.stop - receipt.first:
+        raise ValueError("it holds more clips than it answers for")
 
 
 def open_shard(path: Path, receipt: Receipt) -> Shard:
@@ -188,9 +207,11 @@ def open_shard(path: Path, receipt: Receipt) -> Shard:
             never has (links, filters, virtual or external storage).
     """
     try:
-        size = path.stat().st_size
-        if size != receipt.size or size - receipt.nbytes > _MAX_HEAD_BYTES:
+        size = regular_size(path)
+        if size != receipt.size:
             raise CacheError(f"{path}: {size:,} bytes, the receipt says {receipt.size:,}; extract this shard again")
+        if size - receipt.nbytes > _MAX_HEAD_BYTES:
+            raise ValueError(f"{size - receipt.nbytes:,} bytes beside its array, expected at most {_MAX_HEAD_BYTES:,}")
         with path.open("rb") as file:
             before = file.read(receipt.offset)
             file.seek(receipt.offset + receipt.nbytes)
@@ -204,7 +225,7 @@ def open_shard(path: Path, receipt: Receipt) -> Shard:
             data = np.empty(receipt.shape, receipt.dtype)  # type: ignore[assignment]
     except FileNotFoundError:
         raise CacheError(f"{path}: the file is gone, its receipt is there; extract this shard again") from None
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise CacheError(f"{path}: not readable as a shard ({error}); extract this shard again") from error
     return Shard(data, clip, valid, digest, receipt)
 
@@ -215,19 +236,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path, limit: int = _MAX_RECEIPT_BYTES) -> dict[str, Any]:
-    """A JSON object from a file of bounded size, or a CacheError that names the file."""
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object from a file of bounded size and depth, or a CacheError that names the file."""
     try:
-        if path.stat().st_size > limit:
-            raise ValueError(f"larger than {limit:,} bytes")
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("expected an object")
+        return parse_json(read_regular(path, limit))
     except FileNotFoundError:
         raise CacheError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CacheError(f"{path}: not readable as JSON ({error})") from error
-    return value
 
 
 def check_format(version: object, path: Path) -> None:
@@ -255,20 +271,59 @@ def _read_small(path: Path, receipt: Receipt) -> tuple[np.ndarray, np.ndarray, n
         "digest": ((count, DIGEST_BYTES), "uint8"),
     }
     with h5py.File(path, "r") as file:
-        if set(file.keys()) != set(expected):
-            raise ValueError(f"got the members {sorted(file.keys())}, expected {sorted(expected)}")
-        for name, (shape, dtype) in expected.items():
-            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{name} is a link to elsewhere")
-            item = file[name]
-            if not isinstance(item, h5py.Dataset) or item.shape != shape or item.dtype != np.dtype(dtype):
-                raise ValueError(f"{name} is not of shape {shape} and type {dtype}")
-            if item.is_virtual or item.external or item.chunks is not None:
-                raise ValueError(f"{name} is not stored contiguously in this file")
-        if receipt.nbytes and file["data"].id.get_offset() != receipt.offset:
+        _check_root(file.id, set(expected))
+        arrays = {name: _check_dataset(file.id, name, *expected[name], receipt.size) for name in expected}
+        if receipt.nbytes and arrays["data"].get_offset() != receipt.offset:
             raise ValueError("the array is not where the receipt says")
-        clip, valid, digest = file["clip"][...], file["valid"][...], file["digest"][...]
+        clip, valid, digest = (h5py.Dataset(arrays[name])[...] for name in ("clip", "valid", "digest"))
     inside = count == 0 or (receipt.first <= clip[0] and clip[-1] < receipt.stop)
     if not inside or bool(np.any(np.diff(clip) <= 0)):
         raise ValueError("its clips are not in order within the receipt's range")
+    if count and valid.min() < 0:
+        raise ValueError("a clip has a negative number of valid frames")
     return clip, valid, digest
+
+
+def _check_root(file: Any, expected: set[str]) -> None:
+    """Look at the root group's links and attributes without opening or following any of them."""
+    root = h5py.h5g.open(file, b"/")
+    # Counted first: a list of names could be of any length.
+    if root.get_num_objs() != len(expected):
+        raise ValueError(f"got {root.get_num_objs()} members, expected {', '.join(sorted(expected))}")
+    for name in sorted(expected):
+        if not root.links.exists(name.encode()):
+            raise ValueError(f"{name} is missing")
+        if root.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"{name} is a link to elsewhere")
+    if h5py.h5a.get_num_attrs(root) != len(_ATTRIBUTES):
+        raise ValueError(f"got {h5py.h5a.get_num_attrs(root)} attributes, expected {len(_ATTRIBUTES)}")
+    for attribute in _ATTRIBUTES:
+        found = h5py.h5a.open(root, attribute)
+        classes = (h5py.h5t.INTEGER,) if attribute == b"format" else (h5py.h5t.STRING,)
+        if found.get_type().get_class() not in classes or found.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
+            raise ValueError(f"the attribute {attribute.decode()} is of another type than a shard's")
+
+
+def _check_dataset(file: Any, name: str, shape: tuple[int, ...], dtype: str, size: int) -> Any:
+    """A dataset that lies plainly in the file itself. How it is stored is looked at before anything else of it:
+    asking a virtual dataset for its shape already opens the files that it names."""
+    if h5py.h5o.get_info(file, name.encode()).type != h5py.h5o.TYPE_DATASET:
+        raise ValueError(f"{name} is no dataset")
+    found = h5py.h5d.open(file, name.encode())
+    stored = found.get_create_plist()
+    if stored.get_layout() != h5py.h5d.CONTIGUOUS or stored.get_external_count() or stored.get_nfilters():
+        raise ValueError(f"{name} is not stored contiguously in this file")
+    kind = found.get_type()
+    plain = kind.get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) and not kind.committed()
+    if not plain or not kind.equal(h5py.h5t.py_create(np.dtype(dtype))):
+        raise ValueError(f"{name} is not of type {dtype}")
+    space = found.get_space()
+    if space.get_simple_extent_type() == h5py.h5s.NULL or space.shape != shape:
+        raise ValueError(f"{name} is not of shape {shape}")
+    if h5py.h5a.get_num_attrs(found):
+        raise ValueError(f"{name} has attributes")
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    offset = found.get_offset()
+    if nbytes and (offset is None or offset + nbytes > size):
+        raise ValueError(f"{name} does not lie in this file")
+    return found
