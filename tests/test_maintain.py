@@ -381,6 +381,26 @@ def test_repair_leaves_what_another_process_is_writing(many: Path) -> None:
 # rm
 
 
+def test_a_replacement_that_was_cut_short_is_sound_and_repair_ends_it(many: Path) -> None:
+    before = contents(many)
+    receipt = many / "spectrogram" / "session1-0000.json"
+    following = receipt.with_name("session1-0000.json.next")
+    # As a kill between the renames leaves it: the new file, the receipt that fits it, and the old receipt.
+    following.write_bytes(receipt.read_bytes())
+    receipt.write_bytes((many / "spectrogram" / "session1-0001.json").read_bytes())
+    half = many / "spectrogram" / ".session1-0001.json.next.7-00000000.tmp"
+    half.write_bytes(b"{")
+    found = check_cache(many, deep=True)
+    assert not found.faults and [(stray.path, stray.lock) for stray in found.strays] == [
+        (half, "spectrogram.session1-0001")
+    ]
+    assert [item.path for item in repair(many).removed] == [half]
+    assert contents(many) == before
+    following.write_bytes(receipt.read_bytes())
+    remove(many, "spectrogram", "session1")
+    assert not list((many / "spectrogram").glob("session1*")) and not check_cache(many).strays
+
+
 def test_rm_takes_a_feature_and_nothing_else(many: Path) -> None:
     before = contents(many)
     assert len(holding(many, "random-tiny").shards) == 12

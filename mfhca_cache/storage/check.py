@@ -205,7 +205,10 @@ def _stray(feature: str, path: Path, shards: dict[str, ShardRange]) -> Stray | N
     temporary = _TEMPORARY.fullmatch(path.name)
     if temporary:
         # feature.json is written under the lock FEATURE.feature, a shard and its receipt under FEATURE.SHARD.
-        return Stray(path, "temporary", f"{feature}.{Path(temporary['name']).stem}", feature)
+        return Stray(path, "temporary", f"{feature}.{Path(temporary['name'].removesuffix('.next')).stem}", feature)
+    # The receipt that was to follow, see `mfhca_cache.storage.commit`.
+    if path.name.removesuffix(".json.next") in shards:
+        return None
     known = shards.get(path.stem)
     if path.name == "feature.json" or (known and path.suffix == ".json"):
         return None

@@ -86,6 +86,11 @@ def settle(folder: Path, name: str) -> None:
     """Clear what killed writers of a shard left, and end what they had begun. Only for who holds the shard's lock."""
     for suffix in ("h5", "json"):
         remove_temporaries(folder, f"{name}.{suffix}")
+    end_replacement(folder, name)
+
+
+def end_replacement(folder: Path, name: str) -> None:
+    """End or take back the replacement of a shard that a killed writer left half done; the shard's lock is held."""
     if _next(folder, name).exists():
         if _following(folder, name) is not None:
             _next(folder, name).replace(folder / f"{name}.json")

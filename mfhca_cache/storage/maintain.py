@@ -26,6 +26,7 @@ from mfhca_cache.storage.check import (
     read_features,
     shard_path,
 )
+from mfhca_cache.storage.commit import end_replacement
 from mfhca_cache.storage.layout import read_feature, read_plan
 from mfhca_cache.storage.publish import lock, sync_folder
 
@@ -109,6 +110,8 @@ def repair(folder: str | Path, *, dry_run: bool = False, progress: ProgressCallb
             if not free:
                 done.busy.append(f"{info.name}/{shard.name}")
                 continue
+            if not dry_run:
+                end_replacement(path.parent, shard.name)
             fault = check_shard(folder, plan, info, shard, deep=True)
             if fault and fault.kind != "damaged":
                 done.left.append(fault)
@@ -200,7 +203,12 @@ def remove(
                     f"{place}: another process began to write {name}; {number} of {len(target.shards)} shards are "
                     "removed. Run the same command again when it is done"
                 )
-            for path in (place / f"{name}.json", place / f"{name}.h5", *place.glob(f".{name}.*.tmp")):
+            for path in (
+                place / f"{name}.json.next",
+                place / f"{name}.json",
+                place / f"{name}.h5",
+                *place.glob(f".{name}.*.tmp"),
+            ):
                 _unlink(path)
     if split is not None:
         return target, []

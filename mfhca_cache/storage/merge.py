@@ -20,7 +20,7 @@ from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import differences, settings
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.storage.check import check_bytes, shard_path
-from mfhca_cache.storage.commit import shard_receipt
+from mfhca_cache.storage.commit import settle, shard_receipt
 from mfhca_cache.storage.layout import (
     FeatureInfo,
     Plan,
@@ -227,8 +227,7 @@ class _Run:
     def publish(self, item: _Incoming) -> None:
         """Check a source's shard in full and publish it; its lock in the target is held."""
         path = shard_path(self.folder, item.info, item.shard)
-        for suffix in ("h5", "json"):
-            remove_temporaries(path.parent, f"{item.shard.name}.{suffix}")
+        settle(path.parent, item.shard.name)
         if self.committed(item):
             self.report.there += 1
             self.done.add(item.name)
