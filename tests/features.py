@@ -13,6 +13,8 @@ from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.reading import clip_rows
 from mfhca_cache.storage.shard import encode_shard
 
+ENGINE = {"name": "torch", "device": "cpu", "precision": "float32", "threads": 1, "batch": 8}
+
 
 def add_feature(
     folder: Path, name: str, shape: tuple[int, ...], layer: int | None = None, without: str = "", **settings: Any
@@ -26,7 +28,7 @@ def add_feature(
     plan = read_plan(folder)
     clip_bytes = 2 * int(np.prod(shape))
     info = FeatureInfo(
-        name, "encoder", {"name": name, **settings}, shape, "float16", clips_per_shard(clip_bytes), {}, {}
+        name, "encoder", {"name": name, **settings}, shape, "float16", clips_per_shard(clip_bytes), ENGINE, {}
     )
     write_feature(folder, info)
     clips = clip_rows(plan.utterances, plan.clip)

@@ -16,6 +16,7 @@ from mfhca_cache.labels import FOUR_CLASSES
 from mfhca_cache.manifest import Manifest
 from mfhca_cache.reporting.summary import paper_figures, summarise, write_report
 from mfhca_cache.storage.cache import Cache, open_cache
+from mfhca_cache.storage.layout import read_plan, write_utterances
 from mfhca_cache.training.crossval import cross_validate, run_name
 from mfhca_cache.training.data import Scaling, fit_scaling, gather
 from mfhca_cache.training.job import load_job_data, prepare
@@ -171,8 +172,9 @@ def test_a_run_of_other_settings_is_refused(small_cache: Cache, tmp_path: Path) 
 def test_corrected_speakers_make_another_run(small_cache_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small_cache_folder, tmp_path / "c"))
     cross_validate(open_cache(folder), ENCODER, fold=1, run=tmp_path / "run", device="cpu")
-    table = (folder / "utterances.csv").read_text()
-    (folder / "utterances.csv").write_text(table.replace("Ses01_F000.wav,1F", "Ses01_F000.wav,1M"))
+    plan = read_plan(folder)
+    table = plan.utterances.replace({"speaker": {"1F": "1G"}})
+    write_utterances(folder, replace(plan, utterances=table))
     with pytest.raises(TrainingError, match=r"(?s)other settings.*utterances:"):
         cross_validate(open_cache(folder), ENCODER, fold=2, run=tmp_path / "run", device="cpu")
 

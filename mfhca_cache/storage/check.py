@@ -179,7 +179,10 @@ def check_bytes(path: Path, receipt: Receipt, *, deep: bool) -> None:
     """
     open_shard(path, receipt)
     if deep and file_sha256(path) != receipt.sha256:
-        raise CacheError(f"{path}: its bytes have changed since it was written (the SHA-256 differs)")
+        raise CacheError(
+            f"{path}: its bytes have changed since it was written (the SHA-256 differs); "
+            "`mfhca cache repair` drops it, and `mfhca extract` makes it anew"
+        )
 
 
 def shard_path(folder: Path, info: FeatureInfo, shard: ShardRange) -> Path:
