@@ -174,6 +174,7 @@ def test_mfhca_says_which_shapes_it_takes(shapes_folder: Path) -> None:
     for name, shape in (("layers", r"\(3, 20, 8\)"), ("mean", r"\(16,\)"), ("layer-means", r"\(3, 16\)")):
         with pytest.raises(TrainingError, match=rf"a clip of {name} has shape {shape}.*needs \(frames, width\)"):
             prepare(open_cache(shapes_folder), TrainOptions(features=name))
+    assert prepare(open_cache(shapes_folder), TrainOptions(features="encoder")).roles == {"encoder": "random-tiny"}
 
 
 # What a run keeps

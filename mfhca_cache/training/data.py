@@ -20,6 +20,7 @@ from mfhca_cache.labels import ClassMap, class_map
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.dataset import frame_mask
+from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training.mapped import MappedFeature, that_fit
 
 ROLES = ("spectrogram", "encoder")
@@ -82,6 +83,9 @@ def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> 
         name = part.strip()
         if name == "encoder":
             have = cache.encoders()
+            if not any_feature:
+                # Other layers or means of an encoder in the cache leave no doubt about which one MFHCA can take.
+                have = [name for name in have if _is_sequence(cache.features[name])] or have
             if len(have) != 1:
                 found = (
                     f"several: {', '.join(have)}. Name one, such as spectrogram+{have[0]}"
@@ -104,13 +108,18 @@ def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> 
         if role in roles:
             twice = f"{name} twice" if any_feature else f"two {role}s"
             raise TrainingError(f"--features {features} names {twice}; expected at most one of each")
-        if not any_feature and (info.frames is None or len(info.shape) != 2):
+        if not any_feature and not _is_sequence(info):
             raise TrainingError(
                 f"{cache.path}: a clip of {name} has shape {info.shape}, and mfhca needs (frames, width); choose "
                 "another feature, or train a model of your own on this one: --model my_module:MyModel"
             )
         roles[role] = name
     return roles if any_feature else {role: roles[role] for role in ROLES if role in roles}
+
+
+def _is_sequence(info: FeatureInfo) -> bool:
+    """Whether a clip is (frames, width)."""
+    return info.frames is not None and len(info.shape) == 2
 
 
 def labelled_utterances(cache: Cache, classes: str, features: Iterable[str]) -> tuple[pd.DataFrame, ClassMap]:
