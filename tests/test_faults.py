@@ -240,7 +240,7 @@ def little_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def _extract_words(calm: Calm, cache: Path) -> tuple[str, ...]:
