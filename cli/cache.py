@@ -8,6 +8,7 @@ import click
 
 from mfhca_cache.spec import settings
 from mfhca_cache.storage.check import check_cache
+from mfhca_cache.storage.command import extract_command
 from mfhca_cache.storage.layout import read_feature, read_plan
 from mfhca_cache.storage.maintain import Repair, holding
 from mfhca_cache.storage.maintain import remove as remove_feature
@@ -16,7 +17,7 @@ from mfhca_cache.storage.maintain import repair as repair_cache
 from .cache_export import export
 from .cache_ls import ls
 from .cache_merge import merge
-from .show import Screen, chosen_cache, counted, extract_command, quiet_and_json, size
+from .show import Screen, chosen_cache, counted, quiet_and_json, size
 
 _CACHE = click.option("--cache", type=click.Path(path_type=Path), help="The cache's own folder.  [the one in cache/]")
 
@@ -130,7 +131,7 @@ def _show_repair(screen: Screen, folder: Path, done: Repair) -> None:
 
 
 _LEFT = {
-    "foreign": "Left: intact, but of another cache (put its cache.json back, or let `mfhca extract` write over it)",
+    "foreign": "Left: intact, but of another plan (put its cache.json back, or let `mfhca extract` replace it)",
     "unreadable": "Left: it could not be read (the disk or the permissions)",
     "description": "Left to you",
     "damaged": "Left",

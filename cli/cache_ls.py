@@ -10,10 +10,11 @@ from rich.text import Text
 
 from mfhca_cache.errors import CacheError
 from mfhca_cache.spec import settings
+from mfhca_cache.storage.command import extract_command
 from mfhca_cache.storage.inventory import FeatureListing, Listing, list_cache
 from mfhca_cache.storage.layout import FeatureInfo
 
-from .show import Screen, counted, duration, extract_command, grid, quiet_and_json, shape_of, size
+from .show import Screen, counted, duration, grid, quiet_and_json, shape_of, size
 
 
 @click.command()

@@ -47,6 +47,10 @@ class CacheMismatchError(CacheError):
     """What is asked for differs from what the cache was begun with; nothing was changed."""
 
 
+class StaleShardError(CacheError):
+    """A shard that was made from other audio or transcripts than the cache lists now; it is never read."""
+
+
 class FoldError(MfhcaError):
     """A fold, speaker or protocol that the corpus does not have."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel
 
 from mfhca_cache.errors import CacheError, EncoderError, MfhcaError
 from mfhca_cache.extraction.audio import load_audio
@@ -22,6 +22,7 @@ from mfhca_cache.extraction.text import load_text_encoder
 from mfhca_cache.manifest import Manifest
 from mfhca_cache.spec import ClipSpec, EncoderSpec, ExtractSpec, Layers, LogMelSpec, MFCCSpec, parse_layers
 from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.storage.inventory import list_cache
 
 from .conftest import TINY, small_corpus
 
@@ -174,6 +175,30 @@ def test_transcripts_become_one_run_of_tokens_an_utterance(small_manifest: Manif
     assert extract(manifest, tmp_path / "c", of_text(tmp_path / "bert"), device="cpu").new_shards == 0
 
 
+def test_an_utterance_without_words_keeps_its_clips(small_manifest: Manifest, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    manifest = spoken(small_manifest, {"Ses01_F002": ""})
+    both = replace(of_text(tmp_path / "bert"), log_mel=LogMelSpec())
+    report = extract(manifest, tmp_path / "c", both, device="cpu")
+    assert (report.ok, report.clips, report.new_clips, report.rejected) == (24, 30, 30, ())
+    assert "1 utterance(s) have no features of their text, such as Ses01_F002 (no-text" in report.notes[-1]
+
+
+def test_roberta_counts_its_positions_from_behind_the_paddings(tmp_path: Path) -> None:
+    bert(tmp_path / "r")
+    model = RobertaModel(
+        RobertaConfig(vocab_size=14, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+                      max_position_embeddings=16, pad_token_id=0, type_vocab_size=2)
+    )  # fmt: skip
+    with quiet_transformers():
+        model.save_pretrained(tmp_path / "r")
+    encoder = load_text_encoder(EncoderSpec(str(tmp_path / "r")))
+    assert encoder.longest == 15
+    assert len(encoder.encode("to " * 13)) == 15
+    with pytest.raises(EncoderError, match=r"got 16 tokens; .* takes 15"):
+        encoder.encode("to " * 14)
+
+
 def test_a_corrected_transcript_is_never_read_stale(small_manifest: Manifest, tmp_path: Path) -> None:
     bert(tmp_path / "bert")
     first = spoken(small_manifest, {"Ses02_M001": "who", "Ses03_F000": ""})
@@ -181,7 +206,10 @@ def test_a_corrected_transcript_is_never_read_stale(small_manifest: Manifest, tm
     untouched = (tmp_path / "c" / "bert" / "session1-0000.h5").stat().st_mtime_ns
     mended = spoken(small_manifest, {"Ses02_M001": "who are you", "Ses03_F000": "now"})
     # Labels and the like may flow into the cache by any command; then the old tokens are no longer the text's.
-    extract(mended, tmp_path / "c", ExtractSpec(encoder=None), "session1", device="cpu")
+    notes = extract(mended, tmp_path / "c", ExtractSpec(encoder=None), "session1", device="cpu").notes
+    assert notes[1].startswith("transcripts have changed: bert is read again once `mfhca extract --text-encoder ")
+    listing = {item.info.name: item for item in list_cache(tmp_path / "c").features}["bert"]
+    assert (listing.damaged, listing.missing) == (0, {"session2": 1, "session3": 1})
     with pytest.raises(CacheError, match=r"session2-0000\.json: .*other transcripts"):
         open_cache(tmp_path / "c").load("bert", ["Ses02_M001"])
     report = extract(mended, tmp_path / "c", of_text(tmp_path / "bert"), device="cpu")

@@ -334,7 +334,7 @@ def test_repair_leaves_intact_shards_of_another_cache(many: Path, tmp_path: Path
     assert {item.kind for item in done.left} == {"foreign"} and len(done.left) == 23
     after = contents(many)
     assert after == {name: data for name, data in swapped.items() if name in after} and len(after) == len(before) - 2
-    assert run("cache", "repair", "--cache", many, expect=1).output.count("Left: intact, but of another cache") == 23
+    assert run("cache", "repair", "--cache", many, expect=1).output.count("Left: intact, but of another plan") == 23
 
 
 def test_repair_leaves_what_the_system_will_not_read(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from mfhca_cache.spec import ClipSpec, SpectrogramSpec
 from mfhca_cache.storage import layout, merge
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.storage.check import check_cache
+from mfhca_cache.storage.export import export_cache
 from mfhca_cache.storage.merge import merge_caches
 
 from .conftest import TINY, small_corpus
@@ -268,3 +269,25 @@ def test_merge_says_what_it_did(parts: list[Path], tmp_path: Path) -> None:
     assert "took 16 shards" in text and "0 shards there already" in text
     value = json.loads(run("cache", "merge", tmp_path / "c", parts[1], parts[3], "--json").output)
     assert (len(value["copied"]), value["there"], value["faults"]) == (8, 8, [])
+
+
+@pytest.mark.parametrize(
+    "left", [["utterances.csv"], [".utterances.csv.7-00000000.tmp"], ["utterances.csv", ".cache.json.7-00000000.tmp"]]
+)
+def test_a_merge_stopped_while_it_began_goes_on(parts: list[Path], tmp_path: Path, left: list[str]) -> None:
+    (tmp_path / "c" / ".locks").mkdir(parents=True)
+    for name in left:
+        (tmp_path / "c" / name).write_bytes(b"half")
+    merge_caches(tmp_path / "c", [parts[0]])
+    assert contents(tmp_path / "c") == contents(parts[0])
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.tex").write_text("mine")
+    with pytest.raises(CacheError, match="nor an empty folder"):
+        merge_caches(tmp_path / "d", [parts[0]])
+
+
+def test_a_split_is_exported_whatever_became_of_another(parts: list[Path], tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(parts[0], tmp_path / "c"))
+    (cache / "spectrogram" / "session2-0000.json").write_text("{")
+    report = export_cache(open_cache(cache), tmp_path / "out", features=["spectrogram"], split="session1")
+    assert report.utterances == 8

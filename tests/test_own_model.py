@@ -19,11 +19,14 @@ from safetensors import safe_open
 
 from mfhca_cache.cli.app import mfhca
 from mfhca_cache.errors import TrainingError
+from mfhca_cache.extraction.pipeline import extract
+from mfhca_cache.manifest import Manifest, write_manifest
 from mfhca_cache.reporting.summary import paper_figures, summarise
+from mfhca_cache.spec import EncoderSpec, ExtractSpec, LogMelSpec
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.training import mapped
 from mfhca_cache.training.crossval import cross_validate, run_name
-from mfhca_cache.training.data import fit_scaling
+from mfhca_cache.training.data import fit_scaling, require_extracted
 from mfhca_cache.training.job import load_job_data, prepare
 from mfhca_cache.training.options import TrainOptions
 from mfhca_cache.training.result import load_checkpoint, read_fold
@@ -168,6 +171,27 @@ def test_the_papers_figures_stand_beside_mfhca_alone() -> None:
     arguments = ("iemocap", {"spectrogram": "spectrogram"}, ["angry", "happy", "neutral", "sad"])
     assert paper_figures(*arguments) is not None
     assert paper_figures(*arguments, "my_module:MyModel") is None
+
+
+def test_the_command_for_what_is_missing_means_the_feature_that_is_missing(
+    small_manifest: Manifest, tmp_path: Path
+) -> None:
+    spec = ExtractSpec(
+        encoder=EncoderSpec("random-tiny", layers="all", pool="mean"), spectrogram=None, log_mel=LogMelSpec(mels=26)
+    )
+    extract(small_manifest, tmp_path / "c", spec, "session1", device="cpu")
+    cache = open_cache(tmp_path / "c")
+    names = ("random-tiny.all.mean", "log-mel-26")
+    with pytest.raises(TrainingError) as told:
+        require_extracted(cache, names, cache.utterances["utterance_id"], "fold 1")
+    lines = [line.split() for line in str(told.value).splitlines() if line.strip().startswith("mfhca extract")]
+    assert [line[-1] for line in lines] == ["session2", "session3"] * 2
+    write_manifest(small_manifest, tmp_path / "m.csv")
+    for line in lines:
+        words = [str(tmp_path / "m.csv") if word == "MANIFEST.csv" else word for word in line[1:]]
+        assert CliRunner().invoke(mfhca, [*words, "--device", "cpu"]).exit_code == 0
+    assert not any(open_cache(tmp_path / "c").missing(name) for name in names)
+    assert sorted(open_cache(tmp_path / "c").features) == sorted(names)
 
 
 def test_mfhca_says_which_shapes_it_takes(shapes_folder: Path) -> None:

@@ -17,6 +17,7 @@ from mfhca_cache.storage.layout import (
     is_plan_of,
     make_plan,
     plan_differences,
+    read_feature,
     read_plan,
     write_feature,
     write_plan,
@@ -97,9 +98,23 @@ def keep_plan(folder: Path, wanted: Plan) -> list[str]:
             write_utterances(folder, wanted)
             if have is None:
                 return ["utterances.csv in the cache was damaged; it was written anew from the manifest"]
-            return ["labels or other descriptions have changed in the manifest; the cache now has the new ones"]
+            notes = ["labels or other descriptions have changed in the manifest; the cache now has the new ones"]
+            if not have.utterances["text"].equals(wanted.utterances["text"]):
+                notes += _stale_texts(folder)
+            return notes
         write_plan(folder, wanted)
     return []
+
+
+def _stale_texts(folder: Path) -> list[str]:
+    """What to do about features of transcripts that were corrected."""
+    names = [path.parent.name for path in sorted(folder.glob("*/feature.json"))]
+    texts = [info for info in (read_feature(folder, name) for name in names) if info.kind == "text"]
+    return [
+        f"transcripts have changed: {info.name} is read again once "
+        f"`mfhca extract --text-encoder {info.source.get('name')}` has made what is out of date anew"
+        for info in texts
+    ]
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -88,7 +88,8 @@ def load_checkpoint(spec: EncoderSpec, device: str, kind: Literal["speech", "tex
 def weights_sha256(state: dict[str, torch.Tensor]) -> str:
     """Digest of a model's weights that does not depend on how a library spells their names or in which file they came.
 
-    SHA-256 over the sorted SHA-256 of each tensor's shape, type and bytes.
+    SHA-256 over the sorted SHA-256 of each tensor's shape, type and bytes. Whatever training gives is told apart; the
+    same tensors in exchanged places are not.
     """
     parts = []
     for name, tensor in state.items():

@@ -260,7 +260,7 @@ class Agreement:
         done = self._whole(asked.feature)
         # A hub's checkpoint does not change under its commit. A folder's may, so its weights are looked at every time.
         from_hub = asked.name != RANDOM_TINY and not local_folder(asked.name)
-        if done and from_hub and is_source(done, asked):
+        if done and from_hub and is_source(done, asked) and done.dtype == self.spec.dtype:
             found.append(done)
             return True
         self.progress(Progress(f"loading {asked.name}", 0, 0, "clips"))
@@ -306,15 +306,22 @@ def _report(run: _Run, covered: list[tuple[FeatureInfo, ShardRange]], notes: lis
     plan, table = run.plan, run.plan.utterances
     inside = np.zeros(plan.clips + 1, dtype=np.int64)
     reasons: dict[str, str] = {}
+    wordless: dict[str, str] = {}
+    of_clips = any(info.per == "clip" for info, _ in covered)
     for info, shard in covered:
+        # Without a transcript an utterance still has its clips.
+        lost = wordless if info.per == "utterance" and of_clips else reasons
         first, stop = plan.clips_of(info, shard)
         inside[first + 1 : stop + 1] = 1
         receipt = shard_receipt(run.folder, plan, info, shard)
         if receipt is None:
             ids = plan.sources(info, shard)
-            reasons = dict.fromkeys(ids, "missing: none of its shard's files can be read") | reasons
+            lost |= dict.fromkeys(ids - lost.keys(), "missing: none of its shard's files can be read")
         else:
-            reasons |= {item.path: item.reason for item in receipt.rejected}
+            lost |= {item.path: item.reason for item in receipt.rejected}
+    if wordless:
+        example = f"such as {min(wordless)} ({wordless[min(wordless)]})"
+        notes = [*notes, f"{len(wordless)} utterance(s) have no features of their text, {example}"]
     # An utterance may lie in two parts: each counts the clips that are its own.
     before = np.cumsum(inside)
     clips = before[(table["first_clip"] + table["clips"]).to_numpy()] - before[table["first_clip"].to_numpy()]

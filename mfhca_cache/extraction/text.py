@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +37,7 @@ class TextEncoder:
         self._tokenizer = checkpoint.preprocessor
         config = self._model.config
         self.width = int(config.hidden_size)
-        # A tokenizer without a limit states an absurd one, and position embeddings may start behind the padding's.
-        positions = int(getattr(config, "max_position_embeddings", 0)) or int(self._tokenizer.model_max_length)
-        self.longest = min(int(self._tokenizer.model_max_length), positions)
+        self.longest = _longest(self._model, self._tokenizer)
         self.weights_sha256 = weights_sha256(
             {name: value for name, value in self._model.state_dict().items() if not name.startswith("pooler.")}
         )
@@ -109,6 +108,20 @@ def encode_texts(plan: Plan, encoder: TextEncoder, first: int, stop: int) -> Enc
     for place, tokens in enumerate(found):
         data[place, : len(tokens)] = tokens
     return EncodedTexts(np.array(numbers, dtype=np.int64), data, valid, tuple(rejected))
+
+
+def _longest(model: torch.nn.Module, tokenizer: Any) -> int:
+    """Tokens that a model has positions for. A tokenizer without a limit states an absurd one."""
+    positions = int(getattr(model.config, "max_position_embeddings", 0))
+    if not positions:
+        return int(tokenizer.model_max_length)
+    # RoBERTa's first position lies behind the padding's.
+    used = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return min(int(tokenizer.model_max_length), positions - max(used, default=0))
 
 
 def _tokenizer_sha256(tokenizer: object) -> str:

@@ -11,7 +11,7 @@ Every clip's digest is checked when it is first read; a clip that does not verif
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -77,10 +77,10 @@ class Cache:
         """Names of the features that a frozen encoder made."""
         return sorted(name for name, info in self.features.items() if info.kind == "encoder")
 
-    def receipts(self, feature: str) -> dict[str, Receipt | None]:
-        """Shard name → its receipt, or None where that shard is not extracted yet."""
+    def receipts(self, feature: str, splits: Collection[str] | None = None) -> dict[str, Receipt | None]:
+        """Shard name → its receipt, or None where that shard is not extracted yet; of some splits, or of all."""
         info = self.feature(feature)
-        return {shard.name: self._receipt(info, shard) for shard in self._shards(info)}
+        return {shard.name: self._receipt(info, shard) for shard in self.plan.shards(info, splits)}
 
     def missing(self, feature: str) -> dict[str, int]:
         """Split → shards of it that are not extracted yet; splits that are complete are not listed."""
@@ -90,16 +90,16 @@ class Cache:
                 result[shard.split] = result.get(shard.split, 0) + 1
         return result
 
-    def rejected(self, features: Iterable[str] | None = None) -> dict[str, str]:
-        """utterance_id → why extraction rejected it, for any of the features (default: all)."""
+    def rejected(self, features: Iterable[str] | None = None, splits: Collection[str] | None = None) -> dict[str, str]:
+        """utterance_id → why extraction rejected it, for any of the features (default: all), of some splits or all."""
         found: dict[str, str] = {}
         for name in self.features if features is None else features:
-            for receipt in self.receipts(name).values():
+            for receipt in self.receipts(name, splits).values():
                 if receipt:
                     found |= {item.path: item.reason for item in receipt.rejected}
         return found
 
-    def available(self, features: Sequence[str], splits: Sequence[str] | None = None) -> list[str]:
+    def available(self, features: Sequence[str], splits: Collection[str] | None = None) -> list[str]:
         """Ids of the utterances all of whose clips are there in every one of the features, in the plan's order.
 
         Args:
@@ -229,12 +229,13 @@ class Cache:
         """Rows of the plan for the ids asked, each wholly there."""
         table = self.plan.utterances
         place = pd.Series(table.index, index=table["utterance_id"])
-        available = self.available(names)
-        ids = available if utterance_ids is None else list(utterance_ids)
+        if utterance_ids is None:
+            return table.loc[place[self.available(names)].to_numpy()]
+        ids = list(utterance_ids)
         unknown = [name for name in ids if name not in place.index]
         if unknown:
             raise CacheError(f"{self.path}: no utterance {unknown[0]!r} in this cache ({len(unknown)} such ids)")
-        absent = sorted(set(ids) - set(available))
+        absent = sorted(set(ids) - set(self.available(names, set(table.loc[place[ids], "split"]))))
         if absent:
             reason = self.rejected(names).get(absent[0])
             split = str(table.loc[place[absent[0]], "split"])

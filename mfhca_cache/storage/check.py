@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from mfhca_cache.errors import CacheError
 from mfhca_cache.progress import Progress, ProgressCallback, silent
-from mfhca_cache.storage.commit import shard_receipt
+from mfhca_cache.storage.commit import disk_refuses, is_committed, shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, read_feature, read_plan
 from mfhca_cache.storage.publish import LOCKS
 from mfhca_cache.storage.shard import Receipt, file_sha256, open_shard, read_receipt
@@ -107,7 +107,7 @@ def check_cache(folder: str | Path, *, deep: bool = False, progress: ProgressCal
     for number, (info, shard) in enumerate(work):
         progress(Progress(f"{'rereading' if deep else 'checking'} {info.name}", number, len(work), "shards"))
         path = shard_path(folder, info, shard)
-        if not path.with_suffix(".json").exists():
+        if not is_committed(path.parent, shard.name):
             continue
         fault = check_shard(folder, plan, info, shard, deep=deep)
         shards += 1
@@ -160,7 +160,7 @@ def check_shard(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange, 
         check_bytes(path, receipt, deep=deep)
     except (CacheError, OSError) as error:
         kind = "damaged"
-        if _disk_refuses(error) or (path.is_symlink() and not path.exists()):
+        if disk_refuses(error) or (path.is_symlink() and not path.exists()):
             kind = "unreadable"
         elif _vouches(path, deep):
             kind = "foreign"
@@ -216,7 +216,7 @@ def _stray(feature: str, path: Path, shards: dict[str, ShardRange]) -> Stray | N
     if path.name == "feature.json" or (known and path.suffix == ".json"):
         return None
     if known and path.suffix == ".h5":
-        if path.with_suffix(".json").exists():
+        if is_committed(path.parent, path.stem):
             return None
         return Stray(path, "uncommitted", f"{feature}.{path.stem}", feature, known.split)
     return Stray(path, "unknown", feature=feature)
@@ -234,12 +234,6 @@ def is_held(folder: Path, name: str) -> bool:
         return True
     except OSError:
         return False
-
-
-def _disk_refuses(error: BaseException) -> bool:
-    """Whether it was the system that would not read, which says nothing about the bytes."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    return isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, FileNotFoundError)
 
 
 def _vouches(path: Path, deep: bool) -> bool:

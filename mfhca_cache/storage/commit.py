@@ -7,10 +7,9 @@ published as ``<shard>.json.next``: whichever of the two receipts fits the file 
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
-from mfhca_cache.errors import CacheError
+from mfhca_cache.errors import CacheError, StaleShardError
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
 from mfhca_cache.storage.publish import publish, publish_json, remove_temporaries, sync_folder
 from mfhca_cache.storage.shard import Receipt, open_shard, read_receipt
@@ -53,7 +52,8 @@ def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
     """A shard's receipt, or None where there is none.
 
     Raises:
-        CacheError: the receipt is damaged, or is of other settings, another run of clips, or other audio than planned.
+        StaleShardError: it is of other audio or transcripts than the plan lists.
+        CacheError: the receipt is damaged, or is of other settings or another run of clips.
     """
     path = folder / info.name / f"{shard.name}.json"
     receipt = receipt_in_force(folder / info.name, shard.name)
@@ -71,10 +71,16 @@ def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
         raise CacheError(f"{path}: belongs to another plan or other settings; delete it and extract this shard again")
     if receipt.audio != expected:
         what = "transcripts" if info.per == "utterance" else "audio"
-        raise CacheError(
-            f"{path}: belongs to another plan: made from other {what}; `mfhca extract` makes this shard anew"
+        again = "mfhca extract" + (f" --text-encoder {info.source.get('name')}" if info.per == "utterance" else "")
+        raise StaleShardError(
+            f"{path}: belongs to another plan: made from other {what}; `{again}` makes this shard anew"
         )
     return receipt
+
+
+def is_committed(folder: Path, name: str) -> bool:
+    """Whether a shard has a receipt, sound or not."""
+    return (folder / f"{name}.json").exists() or _following(folder, name) is not None
 
 
 def is_settled(folder: Path, name: str) -> bool:
@@ -105,9 +111,20 @@ def _next(folder: Path, name: str) -> Path:
 
 def _following(folder: Path, name: str) -> Receipt | None:
     """The receipt that was to follow, if the file is already the one that it describes."""
-    if _next(folder, name).exists():
-        with contextlib.suppress(CacheError):
-            receipt = read_receipt(_next(folder, name))
-            open_shard(folder / f"{name}.h5", receipt)
-            return receipt
-    return None
+    if not _next(folder, name).exists():
+        return None
+    try:
+        receipt = read_receipt(_next(folder, name))
+        open_shard(folder / f"{name}.h5", receipt)
+    except CacheError as error:
+        # What cannot be read today may be in force all the same.
+        if disk_refuses(error):
+            raise
+        return None
+    return receipt
+
+
+def disk_refuses(error: BaseException) -> bool:
+    """Whether it was the system that would not read, which says nothing about the bytes."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, FileNotFoundError)

@@ -132,7 +132,7 @@ def _chosen(cache: Cache, infos: Sequence[FeatureInfo], split: str | None) -> tu
     there = set(cache.available(names, splits))
     table = cache.utterances
     asked = table[table["split"].isin(splits)]
-    rejected = cache.rejected(names)
+    rejected = cache.rejected(names, splits)
     left_out = {name: rejected.get(name, "not extracted yet") for name in asked["utterance_id"] if name not in there}
     rows = asked[asked["utterance_id"].isin(there)]
     if rows.empty:
@@ -163,7 +163,9 @@ def _check_space(
     for info in infos:
         size = len(tables[info.per]) * info.clip_bytes
         if info.per == "utterance":
-            size = sum(receipt.nbytes for receipt in cache.receipts(info.name).values() if receipt)
+            of = cache.plan.utterances.set_index("utterance_id")["split"]
+            splits = set(of[tables["utterance"]["utterance_id"]])
+            size = sum(receipt.nbytes for receipt in cache.receipts(info.name, splits).values() if receipt)
         # Parquet holds float32.
         needed += size * (4 // np.dtype(info.dtype).itemsize if format == "parquet" else 1)
     free = free_bytes(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfhca_cache.errors import CacheError
+from mfhca_cache.errors import CacheError, StaleShardError
 from mfhca_cache.storage.check import Fault, read_features, shard_path
 from mfhca_cache.storage.commit import shard_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, read_plan
@@ -96,6 +96,8 @@ def _list_feature(folder: Path, plan: Plan, info: FeatureInfo) -> FeatureListing
             else:
                 rows += receipt.shape[0]
                 rejected |= {item.path for item in receipt.rejected}
+        except StaleShardError:
+            missing[shard.split] = missing.get(shard.split, 0) + 1
         except (CacheError, OSError):
             damaged += 1
     planned = plan.units(info.per)[-1].stop

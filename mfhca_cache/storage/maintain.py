@@ -204,8 +204,8 @@ def remove(
                     "removed. Run the same command again when it is done"
                 )
             for path in (
-                place / f"{name}.json.next",
                 place / f"{name}.json",
+                place / f"{name}.json.next",
                 place / f"{name}.h5",
                 *place.glob(f".{name}.*.tmp"),
             ):

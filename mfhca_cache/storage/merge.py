@@ -31,7 +31,7 @@ from mfhca_cache.storage.layout import (
     write_feature,
     write_plan,
 )
-from mfhca_cache.storage.publish import free_bytes, lock, publish, publish_json, remove_temporaries
+from mfhca_cache.storage.publish import LOCKS, free_bytes, lock, publish, publish_json, remove_temporaries
 from mfhca_cache.storage.shard import Receipt, open_shard
 
 #: Left free beside the shards: receipts and descriptions.
@@ -95,7 +95,7 @@ def merge_caches(
         if source.path.resolve() == folder.resolve():
             raise CacheError(f"{folder} is the target and a source too; name the other caches only")
     begun = (folder / "cache.json").exists()
-    if not begun and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not begun and folder.exists() and not _may_begin(folder):
         raise CacheError(f"{folder}: neither a cache (cache.json is missing) nor an empty folder; name another target")
     plan = read_plan(folder) if begun else opened[0].plan
     features = open_cache(folder).features if begun else {}
@@ -269,6 +269,14 @@ def _check_space(folder: Path, work: Sequence[_Incoming]) -> None:
         )
 
 
+def _may_begin(folder: Path) -> bool:
+    """Whether a folder is empty, or holds nothing but what a merge left that was stopped while it began."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()} - {LOCKS, "utterances.csv"}
+    return all(name.startswith((".utterances.csv.", ".cache.json.")) and name.endswith(".tmp") for name in names)
+
+
 def _begin(folder: Path, plan: Plan, features: dict[str, FeatureInfo], begun: bool) -> None:
     """Write the plan of a new target, and the descriptions of features that are new to it."""
     try:
@@ -279,6 +287,8 @@ def _begin(folder: Path, plan: Plan, features: dict[str, FeatureInfo], begun: bo
         with lock(folder, "plan"):
             if (folder / "cache.json").exists():
                 raise CacheError(f"{folder}: another process has begun a cache here meanwhile; run the merge again")
+            for name in ("cache.json", "utterances.csv"):
+                remove_temporaries(folder, name)
             write_plan(folder, plan)
     for info in features.values():
         with lock(folder, f"{info.name}.feature"):

@@ -6,7 +6,6 @@ bin with statistics of the fold's training clips, valid frames only; padding fra
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import ClassMap, class_map
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
+from mfhca_cache.storage.command import extract_command
 from mfhca_cache.storage.dataset import frame_mask
 from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training.mapped import MappedFeature, that_fit
@@ -146,28 +146,11 @@ def require_extracted(cache: Cache, features: Iterable[str], ids: Iterable[str],
     for name in features:
         missing = [split for split in cache.missing(name) if split in needed]
         if missing:
-            commands = "\n    ".join(f"{extract_command(cache, name)} --split {split}" for split in missing)
+            info = cache.features[name]
+            commands = "\n    ".join(extract_command(cache.path, cache.plan, info, split) for split in missing)
             lines.append(f"{name} of {', '.join(missing)} is not extracted yet; run\n    {commands}")
     if lines:
         raise TrainingError(f"{what}: " + "\n".join(lines))
-
-
-def extract_command(cache: Cache, feature: str) -> str:
-    """The command that goes on with a feature of a cache, with every setting that is not the default."""
-    info, plan = cache.features[feature], cache.plan
-    words = ["mfhca", "extract", "--cache", str(cache.path), "--encoder"]
-    words.append(str(info.source.get("name", feature)) if info.kind == "encoder" else "none")
-    spectrogram = cache.features.get("spectrogram")
-    emphasis = spectrogram.settings.get("pre_emphasis", 0.0) if spectrogram else 0.0
-    for option, value, default in (
-        ("--revision", info.source.get("revision"), None),
-        ("--rows", plan.rows, "four-class"),
-        ("--pad", plan.clip.pad, "audio"),
-        ("--dtype", info.dtype, "float16"),
-        ("--pre-emphasis", emphasis, 0.0),
-    ):
-        words += [option, str(value)] if value != default else []
-    return shlex.join(words)
 
 
 def load_data(

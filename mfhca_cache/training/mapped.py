@@ -54,7 +54,10 @@ def free_memory(device: str) -> int:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free.append(int(lines["MemAvailable"].split()[0]) * 1024)
         # A container's limit is not in meminfo.
-        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+        free.append(int((group / "memory.max").read_text()) - used + int(cached))
     except (OSError, KeyError, ValueError):
         pass  # Not Linux, or no limit ("max").
     if device.startswith("cuda"):
