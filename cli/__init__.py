@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -13,6 +15,7 @@ def main() -> None:
     # cuBLAS repeats its results only with a workspace of fixed size, and reads this once, when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _show_any_name()
+    _lose_no_interrupt()
     try:
         from .app import mfhca
 
@@ -21,6 +24,27 @@ def main() -> None:
         # Ctrl-C before the command has begun, or while its arguments are read.
         sys.stderr.write("\nStopped before anything was done.\n")
         sys.exit(130)
+
+
+def _lose_no_interrupt() -> None:
+    """Raise an interrupt once more that came while Python ran a finaliser, where it is printed and forgotten."""
+    if sys.platform == "win32":
+        return
+    usual = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        kind = unraisable.exc_type
+        if not issubclass(kind, KeyboardInterrupt):
+            usual(unraisable)
+            return
+
+        def interrupt(*_: object) -> None:
+            raise kind
+
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    sys.unraisablehook = again
 
 
 def _show_any_name() -> None:
