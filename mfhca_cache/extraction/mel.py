@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mfhca_cache.extraction.spectrogram import centred_magnitudes
 from mfhca_cache.spec import SAMPLE_RATE, LogMelSpec, MFCCSpec
 
 
@@ -17,20 +18,9 @@ def log_mels(clips: torch.Tensor, spec: LogMelSpec) -> torch.Tensor:
     from librosa.filters import mel as mel_bands
 
     window = torch.hann_window(spec.window, periodic=True, dtype=clips.dtype, device=clips.device)
-    spectrum = torch.stft(
-        clips,
-        n_fft=spec.n_fft,
-        hop_length=spec.hop,
-        win_length=spec.window,
-        window=window,
-        center=True,
-        pad_mode="constant",
-        return_complex=True,
-    )
-    # The frame centred on the first sample after the clip is dropped: 301 → 300.
-    power = spectrum[:, :, : spec.frames(clips.shape[1])].abs().square()
+    power = centred_magnitudes(clips, window, spec.n_fft, spec.hop).square()
     bands = mel_bands(sr=SAMPLE_RATE, n_fft=spec.n_fft, n_mels=spec.mels, dtype=np.float64)
-    mel = power.transpose(1, 2) @ torch.from_numpy(bands.T.copy()).to(clips)
+    mel = power @ torch.from_numpy(bands.T.copy()).to(clips)
     return 10.0 * torch.log10(mel.clamp(min=10.0 ** (spec.floor_db / 10.0)))
 
 

@@ -18,19 +18,31 @@ def magnitudes(clips: torch.Tensor, spec: SpectrogramSpec) -> torch.Tensor:
     pad_mode="constant")``, frames first.
     """
     window = torch.hamming_window(spec.window, periodic=True, dtype=clips.dtype, device=clips.device)
+    return centred_magnitudes(clips, window, spec.n_fft, spec.hop)[:, :, : spec.bins]
+
+
+def centred_magnitudes(clips: torch.Tensor, window: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
+    """|DFT| of frames centred on every ``hop``-th sample, with zeros beyond the edges.
+
+    Args:
+        clips: float (B, samples).
+        window: float (≤ n_fft,), centred in the DFT.
+
+    Returns:
+        (B, ceil(samples / hop), n_fft // 2 + 1).
+    """
     spectrum = torch.stft(
         clips,
-        n_fft=spec.n_fft,
-        hop_length=spec.hop,
-        win_length=spec.window,
+        n_fft=n_fft,
+        hop_length=hop,
+        win_length=len(window),
         window=window,
         center=True,
         pad_mode="constant",
         return_complex=True,
     )
     # The frame centred on the first sample after the clip is dropped: 301 → 300.
-    frames = spec.frames(clips.shape[1])
-    return spectrum[:, : spec.bins, :frames].abs().transpose(1, 2)
+    return spectrum[:, :, : -(-clips.shape[1] // hop)].abs().transpose(1, 2)
 
 
 def spectrograms(clips: torch.Tensor, spec: SpectrogramSpec) -> torch.Tensor:
