@@ -19,7 +19,7 @@ from .show import Screen, duration, quiet_and_json
 
 #: As many as ten folds on two cores take in two minutes.
 UTTERANCES = 8  # a speaker
-EPOCHS = 3
+EPOCHS = 4
 
 
 @click.command()
