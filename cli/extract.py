@@ -219,10 +219,12 @@ def _show(screen: Screen, report: ExtractReport) -> None:
             note = f"Note: {name} has random weights; its features mean nothing"
             screen.out.print(note, style="yellow", markup=False, soft_wrap=True)
     if report.new_shards:
-        rate = report.new_clips / report.seconds
+        done = [f"{report.new_clips:,} clips"] if report.new_clips or not report.new_texts else []
+        done += [f"{report.new_texts:,} transcripts"] if report.new_texts else []
+        rate = f" ({report.new_clips / report.seconds:.1f} clips/s)" if report.new_clips else ""
         screen.out.print(
-            f"Extracted {report.new_clips:,} clips in {duration(report.seconds)} ({rate:.1f} clips/s), "
-            f"{report.new_shards} shards, {size(report.bytes_written)}"
+            f"Extracted {' and '.join(done)} in {duration(report.seconds)}{rate}, "
+            f"{counted(report.new_shards, 'shard')}, {size(report.bytes_written)}"
         )
     else:
         screen.out.print("Nothing to do: every shard is there already.")
@@ -236,6 +238,6 @@ def _show(screen: Screen, report: ExtractReport) -> None:
         markup=False,
         soft_wrap=True,
     )
-    left = {split for name in features for split in cache.missing(name)}
+    left = {split for name in report.features if name in features for split in cache.missing(name)}
     following = f"mfhca extract (still missing: {', '.join(sorted(left))})" if left else "mfhca train --fold all"
     screen.out.print(f"Next: {following}", markup=False, soft_wrap=True)

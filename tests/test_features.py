@@ -213,7 +213,7 @@ def test_a_corrected_transcript_is_never_read_stale(small_manifest: Manifest, tm
     with pytest.raises(CacheError, match=r"session2-0000\.json: .*other transcripts"):
         open_cache(tmp_path / "c").load("bert", ["Ses02_M001"])
     report = extract(mended, tmp_path / "c", of_text(tmp_path / "bert"), device="cpu")
-    assert report.new_shards == 2 and not report.rejected
+    assert (report.new_shards, report.new_texts, report.new_clips) == (2, 16, 0) and not report.rejected
     loaded = open_cache(tmp_path / "c").load("bert", ["Ses02_M001", "Ses03_F000"])["bert"]
     assert [len(part) for part in loaded] == [5, 3]
     assert (tmp_path / "c" / "bert" / "session1-0000.h5").stat().st_mtime_ns == untouched

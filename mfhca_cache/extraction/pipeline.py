@@ -61,6 +61,7 @@ class ExtractReport:
         rejected: utterances that hold no clips, with the reason.
         clips: clips of those splits that lie in the cache now.
         new_clips: clips that this run computed.
+        new_texts: utterances whose transcripts this run encoded.
         new_shards: shards that this run published, over all features.
         bytes_written: by this run.
         seconds: that it took.
@@ -76,6 +77,7 @@ class ExtractReport:
     rejected: tuple[Rejected, ...]
     clips: int
     new_clips: int
+    new_texts: int
     new_shards: int
     bytes_written: int
     seconds: float
@@ -166,6 +168,7 @@ class _Run:
     done: int = 0
     resumed: int = 0
     new_clips: int = 0
+    new_texts: int = 0
     new_shards: int = 0
     bytes_written: int = 0
 
@@ -209,6 +212,7 @@ class _Run:
             if self.tools.text_encoder is not None:
                 encoder = self.tools.text_encoder
                 self.bytes_written += publish_texts(self.folder, self.plan, task, encoder, self._tell)
+                self.new_texts += task.stop - task.first
                 self.new_shards += len(task.shards)
             return
         self._tell("decoding", 0)
@@ -309,14 +313,15 @@ def _report(run: _Run, covered: list[tuple[FeatureInfo, ShardRange]], notes: lis
     wordless: dict[str, str] = {}
     of_clips = any(info.per == "clip" for info, _ in covered)
     for info, shard in covered:
-        # Without a transcript an utterance still has its clips.
-        lost = wordless if info.per == "utterance" and of_clips else reasons
+        # Without a transcript an utterance still has its clips, and these alone are counted where there are any.
+        aside = info.per == "utterance" and of_clips
+        lost = wordless if aside else reasons
         first, stop = plan.clips_of(info, shard)
-        inside[first + 1 : stop + 1] = 1
+        inside[first + 1 : stop + 1] |= not aside
         receipt = shard_receipt(run.folder, plan, info, shard)
         if receipt is None:
             ids = plan.sources(info, shard)
-            lost |= dict.fromkeys(ids - lost.keys(), "missing: none of its shard's files can be read")
+            lost |= dict.fromkeys(set(ids) - set(lost), "missing: none of its shard's files can be read")
         else:
             lost |= {item.path: item.reason for item in receipt.rejected}
     if wordless:
@@ -334,6 +339,7 @@ def _report(run: _Run, covered: list[tuple[FeatureInfo, ShardRange]], notes: lis
         rejected=tuple(Rejected(name, reasons[name]) for name in asked if name in reasons),
         clips=int(clips[(~table["utterance_id"].isin(list(reasons))).to_numpy()].sum()),
         new_clips=run.new_clips,
+        new_texts=run.new_texts,
         new_shards=run.new_shards,
         bytes_written=run.bytes_written,
         seconds=0.0,
