@@ -204,8 +204,14 @@ def test_stored_folds_read_back_equal(small_cache: Cache, tmp_path: Path) -> Non
         read_fold(tmp_path / "run" / "fold01")
 
 
-def test_missing_splits_are_named_with_their_commands(small_cache_folder: Path, tmp_path: Path) -> None:
+def test_missing_splits_are_named_with_their_commands(
+    small_cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(shutil.copytree(small_cache_folder, tmp_path / "c"))
+    # The one table that `mfhca extract` takes by itself.
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "iemocap.csv").touch()
+    monkeypatch.chdir(tmp_path)
     (folder / "random-tiny" / "session3-0000.json").unlink()
     with pytest.raises(TrainingError) as caught:
         train_fold(open_cache(folder), 1, ENCODER, device="cpu")
