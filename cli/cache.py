@@ -9,7 +9,7 @@ import click
 from mfhca_cache.spec import settings
 from mfhca_cache.storage.check import check_cache
 from mfhca_cache.storage.command import extract_command
-from mfhca_cache.storage.layout import read_feature, read_plan
+from mfhca_cache.storage.descriptions import read_feature, read_plan
 from mfhca_cache.storage.maintain import Repair, holding
 from mfhca_cache.storage.maintain import remove as remove_feature
 from mfhca_cache.storage.maintain import repair as repair_cache

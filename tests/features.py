@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mfhca_cache.manifest import Rejected
-from mfhca_cache.storage.layout import FeatureInfo, clips_per_shard, read_plan, write_feature
+from mfhca_cache.storage.descriptions import read_plan, write_feature
+from mfhca_cache.storage.layout import FeatureInfo, clips_per_shard
 from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.reading import clip_rows
 from mfhca_cache.storage.shard import encode_shard

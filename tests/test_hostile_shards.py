@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mfhca_cache.errors import CacheError
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.storage.cache import open_cache
-from mfhca_cache.storage.layout import read_feature
+from mfhca_cache.storage.descriptions import read_feature
 from mfhca_cache.storage.publish import publish_json
 from mfhca_cache.storage.shard import Receipt, encode_shard, open_shard, read_json, read_receipt
 

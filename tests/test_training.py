@@ -16,7 +16,7 @@ from mfhca_cache.labels import FOUR_CLASSES
 from mfhca_cache.manifest import Manifest
 from mfhca_cache.reporting.summary import paper_figures, summarise, write_report
 from mfhca_cache.storage.cache import Cache, open_cache
-from mfhca_cache.storage.layout import read_plan, write_utterances
+from mfhca_cache.storage.descriptions import read_plan, write_utterances
 from mfhca_cache.training.crossval import cross_validate, run_name
 from mfhca_cache.training.data import Scaling, fit_scaling, gather
 from mfhca_cache.training.job import load_job_data, prepare

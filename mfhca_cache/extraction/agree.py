@@ -11,18 +11,16 @@ from mfhca_cache.errors import CacheError, CacheMismatchError, LabelError, Manif
 from mfhca_cache.extraction.features import begun_feature
 from mfhca_cache.manifest import Manifest, select_rows
 from mfhca_cache.spec import ExtractSpec, differences
-from mfhca_cache.storage.layout import (
-    FeatureInfo,
-    Plan,
+from mfhca_cache.storage.descriptions import (
     is_plan_of,
-    make_plan,
-    plan_differences,
     read_feature,
     read_plan,
+    remove_plan_leftovers,
     write_feature,
     write_plan,
     write_utterances,
 )
+from mfhca_cache.storage.layout import FeatureInfo, Plan, make_plan, plan_differences
 from mfhca_cache.storage.publish import lock, make_folder, remove_temporaries
 
 
@@ -88,11 +86,11 @@ def keep_plan(folder: Path, wanted: Plan) -> list[str]:
     if have is not None and have.utterances.equals(wanted.utterances):
         if any(folder.glob(".*.tmp")):
             with lock(folder, "plan"):
-                _remove_leftovers(folder)
+                remove_plan_leftovers(folder)
         return []
     make_folder(folder)
     with lock(folder, "plan"):
-        _remove_leftovers(folder)
+        remove_plan_leftovers(folder)
         check_plan(folder, wanted)
         if any(folder.glob("*/feature.json")):
             write_utterances(folder, wanted)
@@ -115,11 +113,6 @@ def _stale_texts(folder: Path) -> list[str]:
         f"`mfhca extract --text-encoder {info.source.get('name')}` has made what is out of date anew"
         for info in texts
     ]
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for name in ("cache.json", "utterances.csv"):
-        remove_temporaries(folder, name)
 
 
 def _written_plan(folder: Path) -> Plan | None:

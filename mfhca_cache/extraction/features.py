@@ -13,7 +13,8 @@ from mfhca_cache.extraction.encoder import Encoder
 from mfhca_cache.extraction.spectrogram import clip_shape
 from mfhca_cache.extraction.text import TextEncoder
 from mfhca_cache.spec import EncoderSpec, ExtractSpec, settings
-from mfhca_cache.storage.layout import FeatureInfo, clips_per_shard, read_feature
+from mfhca_cache.storage.descriptions import read_feature
+from mfhca_cache.storage.layout import FeatureInfo, clips_per_shard
 
 SPECTROGRAM = "spectrogram"
 _BATCH = {"cpu": 8, "cuda": 64}

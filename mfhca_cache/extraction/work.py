@@ -7,13 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfhca_cache.errors import AudioError, CacheError
+from mfhca_cache.errors import AudioError
 from mfhca_cache.extraction.features import begun_feature
 from mfhca_cache.files import leads_outside
 from mfhca_cache.manifest import Rejected
-from mfhca_cache.storage.commit import is_settled, shard_receipt
+from mfhca_cache.storage.commit import is_settled, whole_receipt
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, Unit
-from mfhca_cache.storage.shard import Receipt, open_shard
 from mfhca_cache.wav import probe
 
 #: Files that may come back: a shard that rejected one for such a reason is made again once the file is right.
@@ -49,7 +48,7 @@ def find_tasks(
 
 def is_done(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange, retry: set[str]) -> bool:
     """Whether a shard is committed and whole, and holds no rejection that is to be tried again."""
-    receipt = _committed(folder, plan, info, shard)
+    receipt = whole_receipt(folder, plan, info, shard)
     if receipt is None or not is_settled(folder / info.name, shard.name):
         return False
     return not any(item.path in retry for item in receipt.rejected)
@@ -63,7 +62,7 @@ def mended(folder: Path, plan: Plan, features: Sequence[FeatureInfo], root: Path
     lost = set()
     for info in features:
         for shard in plan.shards(info) if begun_feature(folder, info.name) else ():
-            receipt = _committed(folder, plan, info, shard)
+            receipt = whole_receipt(folder, plan, info, shard)
             lost |= {item.path for item in receipt.rejected if _may_return(item)} if receipt else set()
     found = set()
     for name in lost & set(table.index):
@@ -76,14 +75,3 @@ def mended(folder: Path, plan: Plan, features: Sequence[FeatureInfo], root: Path
 
 def _may_return(item: Rejected) -> bool:
     return item.reason.split(":")[0] in RETRY_REASONS
-
-
-def _committed(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
-    """The receipt of a shard that is whole; None where it is missing, or was torn when its writer died."""
-    try:
-        receipt = shard_receipt(folder, plan, info, shard)
-        if receipt is not None:
-            open_shard(folder / info.name / f"{shard.name}.h5", receipt)
-    except CacheError:
-        return None
-    return receipt

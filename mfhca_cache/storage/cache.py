@@ -26,7 +26,8 @@ from mfhca_cache.spec import ClipSpec
 from mfhca_cache.storage.check import check_cache
 from mfhca_cache.storage.commit import shard_receipt
 from mfhca_cache.storage.dataset import CacheDataset
-from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, read_feature, read_plan
+from mfhca_cache.storage.descriptions import read_feature, read_plan
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, shard_path
 from mfhca_cache.storage.reading import OpenShard, clip_rows, copy_checked
 from mfhca_cache.storage.select import Where, choose_ids
 from mfhca_cache.storage.shard import Receipt, open_shard
@@ -85,7 +86,7 @@ class Cache:
     def missing(self, feature: str) -> dict[str, int]:
         """Split → shards of it that are not extracted yet; splits that are complete are not listed."""
         info, result = self.feature(feature), dict[str, int]()
-        for shard in self._shards(info):
+        for shard in self.plan.shards(info):
             if self._receipt(info, shard) is None:
                 result[shard.split] = result.get(shard.split, 0) + 1
         return result
@@ -202,12 +203,6 @@ class Cache:
         """
         return [fault.message for fault in check_cache(self.path, deep=deep, progress=progress).faults]
 
-    def _shards(self, info: FeatureInfo) -> list[ShardRange]:
-        return self.plan.shards(info)
-
-    def _path(self, info: FeatureInfo, shard: ShardRange) -> Path:
-        return self.path / info.name / f"{shard.name}.h5"
-
     def _receipt(self, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
         return shard_receipt(self.path, self.plan, info, shard)
 
@@ -221,7 +216,7 @@ class Cache:
                     f"{self.path}: {feature} of {shard.name} is not extracted yet; "
                     f"run `mfhca extract --split {shard.split}`"
                 )
-            opened = open_shard(self._path(info, shard), receipt)
+            opened = open_shard(shard_path(self.path, info, shard), receipt)
             self._opened[key] = OpenShard(opened, np.zeros(len(opened.clip), dtype=bool))
         return self._opened[key]
 
@@ -265,7 +260,7 @@ class Cache:
         info = self.feature(feature)
         valid = np.empty(len(wanted), dtype=np.int32)
         done = 0
-        for shard in self._shards(info):
+        for shard in self.plan.shards(info):
             places = np.flatnonzero((wanted >= shard.first) & (wanted < shard.stop))
             if not len(places):
                 continue
@@ -284,7 +279,7 @@ class Cache:
         """The rows (rows, …) of each utterance ``wanted`` (rows of the plan, any order), checked, of a text feature."""
         info = self.feature(feature)
         found: dict[int, torch.Tensor] = {}
-        for shard in self._shards(info):
+        for shard in self.plan.shards(info):
             places = sorted({int(place) for place in wanted if shard.first <= place < shard.stop})
             if not places:
                 continue
@@ -305,14 +300,14 @@ class Cache:
         # A shard that was extracted again since they were chosen may hold fewer.
         if not np.array_equal(np.append(stored, -1)[rows], wanted):
             raise CacheError(
-                f"{self._path(info, shard)}: its {info.per}s are not those of before; open the cache again"
+                f"{shard_path(self.path, info, shard)}: its {info.per}s are not those of before; open the cache again"
             )
         return rows
 
     def _damage(self, info: FeatureInfo, shard: ShardRange, rows: Sequence[int]) -> CacheError:
-        first = self._opened[info.name, shard.name].shard.clip[rows[0]]
+        first, path = self._opened[info.name, shard.name].shard.clip[rows[0]], shard_path(self.path, info, shard)
         return CacheError(
-            f"{self._path(info, shard)}: {len(rows)} {info.per}(s) are damaged (their digests differ), the first "
+            f"{path}: {len(rows)} {info.per}(s) are damaged (their digests differ), the first "
             f"being {info.per} {first} of the plan; delete {shard.name}.json beside it "
             f"and run `mfhca extract --split {shard.split}`"
         )

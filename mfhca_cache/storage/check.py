@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from mfhca_cache.errors import CacheError
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.commit import disk_refuses, is_committed, shard_receipt
-from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, read_feature, read_plan
+from mfhca_cache.storage.descriptions import read_feature, read_plan
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, shard_path
 from mfhca_cache.storage.publish import LOCKS
 from mfhca_cache.storage.shard import Receipt, file_sha256, open_shard, read_receipt
 
@@ -183,11 +184,6 @@ def check_bytes(path: Path, receipt: Receipt, *, deep: bool) -> None:
             f"{path}: its bytes have changed since it was written (the SHA-256 differs); "
             "`mfhca cache repair` drops it, and `mfhca extract` makes it anew"
         )
-
-
-def shard_path(folder: Path, info: FeatureInfo, shard: ShardRange) -> Path:
-    """Where a shard's file lies; its receipt has the suffix ``.json``."""
-    return folder / info.name / f"{shard.name}.h5"
 
 
 def find_strays(folder: Path, plan: Plan | None, features: dict[str, FeatureInfo]) -> Iterator[Stray]:

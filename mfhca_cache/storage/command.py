@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from mfhca_cache.storage.layout import FeatureInfo, Plan, read_feature
+from mfhca_cache.storage.descriptions import read_feature
+from mfhca_cache.storage.layout import FeatureInfo, Plan
 
 
 def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | None) -> str:

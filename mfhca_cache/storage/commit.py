@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mfhca_cache.errors import CacheError, StaleShardError
-from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, shard_path
 from mfhca_cache.storage.publish import publish, publish_json, remove_temporaries, sync_folder
 from mfhca_cache.storage.shard import Receipt, open_shard, read_receipt
 
@@ -62,10 +62,8 @@ def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
     stated = (receipt.shard, receipt.fingerprint, receipt.first, receipt.stop, receipt.dtype)
     wanted = (shard.name, info.fingerprint, shard.first, shard.stop, info.dtype)
     rejected = {item.path for item in receipt.rejected}
-    if info.per == "utterance":
-        expected = sources = plan.texts(shard.first, shard.stop)
-    else:
-        sources = plan.audio(shard.first, shard.stop)
+    expected = sources = plan.sources(info, shard)
+    if info.per == "clip":
         expected = {name: digest for name, digest in sources.items() if name not in rejected}
     if stated != wanted or not info.fits(receipt.shape) or not rejected <= set(sources):
         raise CacheError(f"{path}: belongs to another plan or other settings; delete it and extract this shard again")
@@ -75,6 +73,17 @@ def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
         raise StaleShardError(
             f"{path}: belongs to another plan: made from other {what}; `{again}` makes this shard anew"
         )
+    return receipt
+
+
+def whole_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
+    """The receipt of a shard that opens; None where it is missing, foreign, or was torn when its writer died."""
+    try:
+        receipt = shard_receipt(folder, plan, info, shard)
+        if receipt is not None:
+            open_shard(shard_path(folder, info, shard), receipt)
+    except CacheError:
+        return None
     return receipt
 
 

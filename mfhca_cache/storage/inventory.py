@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mfhca_cache.errors import CacheError, StaleShardError
-from mfhca_cache.storage.check import Fault, read_features, shard_path
+from mfhca_cache.storage.check import Fault, read_features
 from mfhca_cache.storage.commit import shard_receipt
-from mfhca_cache.storage.layout import FeatureInfo, Plan, read_plan
+from mfhca_cache.storage.descriptions import read_plan
+from mfhca_cache.storage.layout import FeatureInfo, Plan, shard_path
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,10 @@ from filelock import Timeout
 
 from mfhca_cache.errors import CacheError
 from mfhca_cache.progress import Progress, ProgressCallback, silent
-from mfhca_cache.storage.check import (
-    Fault,
-    Stray,
-    check_shard,
-    find_strays,
-    is_held,
-    plan_fault,
-    read_features,
-    shard_path,
-)
+from mfhca_cache.storage.check import Fault, Stray, check_shard, find_strays, is_held, plan_fault, read_features
 from mfhca_cache.storage.commit import end_replacement
-from mfhca_cache.storage.layout import read_feature, read_plan
+from mfhca_cache.storage.descriptions import read_feature, read_plan
+from mfhca_cache.storage.layout import shard_path
 from mfhca_cache.storage.publish import lock, sync_folder
 
 _SHARD = re.compile(r"[a-z0-9][a-z0-9_.-]*-[0-9]{4,}")

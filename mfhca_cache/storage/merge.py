@@ -19,19 +19,11 @@ from mfhca_cache.errors import CacheError, CacheMismatchError
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import differences, settings
 from mfhca_cache.storage.cache import Cache, open_cache
-from mfhca_cache.storage.check import check_bytes, shard_path
-from mfhca_cache.storage.commit import settle, shard_receipt
-from mfhca_cache.storage.layout import (
-    FeatureInfo,
-    Plan,
-    ShardRange,
-    plan_differences,
-    read_feature,
-    read_plan,
-    write_feature,
-    write_plan,
-)
-from mfhca_cache.storage.publish import LOCKS, free_bytes, lock, publish, publish_json, remove_temporaries
+from mfhca_cache.storage.check import check_bytes
+from mfhca_cache.storage.commit import settle, shard_receipt, whole_receipt
+from mfhca_cache.storage.descriptions import read_feature, read_plan, remove_plan_leftovers, write_feature, write_plan
+from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, plan_differences, shard_path
+from mfhca_cache.storage.publish import LOCKS, free_bytes, lock, make_folder, publish, publish_json, remove_temporaries
 from mfhca_cache.storage.shard import Receipt, open_shard
 
 #: Left free beside the shards: receipts and descriptions.
@@ -182,13 +174,7 @@ class _Run:
 
     def committed(self, item: _Incoming) -> Receipt | None:
         """The target's own receipt of a shard that is whole there, or None."""
-        try:
-            receipt = shard_receipt(self.folder, self.plan, item.info, item.shard)
-            if receipt is not None:
-                open_shard(shard_path(self.folder, item.info, item.shard), receipt)
-        except CacheError:
-            return None
-        return receipt
+        return whole_receipt(self.folder, self.plan, item.info, item.shard)
 
     def compare(self, item: _Incoming, mine: Receipt) -> None:
         """Note what a source's shard would have had over the target's own."""
@@ -279,16 +265,12 @@ def _may_begin(folder: Path) -> bool:
 
 def _begin(folder: Path, plan: Plan, features: dict[str, FeatureInfo], begun: bool) -> None:
     """Write the plan of a new target, and the descriptions of features that are new to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CacheError(f"{folder}: could not be made ({error.strerror})") from error
+    make_folder(folder)
     if not begun:
         with lock(folder, "plan"):
             if (folder / "cache.json").exists():
                 raise CacheError(f"{folder}: another process has begun a cache here meanwhile; run the merge again")
-            for name in ("cache.json", "utterances.csv"):
-                remove_temporaries(folder, name)
+            remove_plan_leftovers(folder)
             write_plan(folder, plan)
     for info in features.values():
         with lock(folder, f"{info.name}.feature"):
