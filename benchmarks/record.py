@@ -47,7 +47,7 @@ def described(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [f"{machine['cores']} cores of {machine.get('processor', 'an unknown processor')}"]
     parts += [f"{machine['memory_gib']} GiB of memory"] if "memory_gib" in machine else []
-    parts += [machine["gpu"] if "gpu" in machine else "no GPU"]
+    parts += [machine.get("gpu", "no GPU")]
     return f"{'; '.join(parts)}. Python {machine['python']}, {versions}."
 
 
