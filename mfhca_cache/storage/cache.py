@@ -28,7 +28,7 @@ from mfhca_cache.storage.commit import shard_receipt
 from mfhca_cache.storage.dataset import CacheDataset
 from mfhca_cache.storage.descriptions import read_feature, read_plan
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, shard_path
-from mfhca_cache.storage.reading import OpenShard, clip_rows, copy_checked
+from mfhca_cache.storage.reading import FeatureReader, OpenMaps, OpenShard, clip_rows, file_signature
 from mfhca_cache.storage.select import Where, choose_ids
 from mfhca_cache.storage.shard import Receipt, open_shard
 
@@ -46,11 +46,12 @@ class Cache:
     path: Path
     plan: Plan
     features: dict[str, FeatureInfo]
-    _opened: dict[tuple[str, str], OpenShard] = field(default_factory=dict, repr=False)
+    _opened: dict[str, FeatureReader] = field(default_factory=dict, repr=False)
+    _maps: OpenMaps = field(default_factory=OpenMaps, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the opened shards: another process opens and checks its own, wherever it runs."""
-        return {**self.__dict__, "path": self.path.absolute(), "_opened": {}}
+        return {**self.__dict__, "path": self.path.absolute(), "_opened": {}, "_maps": OpenMaps()}
 
     @property
     def corpus(self) -> str:
@@ -112,7 +113,7 @@ class Cache:
             first, units = self._units(info)
             stored = np.zeros(int(units.sum()) + 1, dtype=np.int64)
             for shard in self.plan.shards(info, splits):
-                if (name, shard.name) in self._opened or self._receipt(info, shard) is not None:
+                if self._receipt(info, shard) is not None:
                     stored[self._open(name, shard).shard.clip + 1] = 1
             total = np.cumsum(stored)
             whole &= total[first + units] - total[first] == units
@@ -207,18 +208,33 @@ class Cache:
         return shard_receipt(self.path, self.plan, info, shard)
 
     def _open(self, feature: str, shard: ShardRange) -> OpenShard:
-        key = (feature, shard.name)
-        if key not in self._opened:
-            info = self.features[feature]
-            receipt = self._receipt(info, shard)
-            if receipt is None:
-                raise CacheError(
-                    f"{self.path}: {feature} of {shard.name} is not extracted yet; "
-                    f"run `mfhca extract --split {shard.split}`"
-                )
-            opened = open_shard(shard_path(self.path, info, shard), receipt)
-            self._opened[key] = OpenShard(opened, np.zeros(len(opened.clip), dtype=bool))
-        return self._opened[key]
+        """A shard opened by its receipt, its metadata checked; nothing of it is kept."""
+        info = self.features[feature]
+        receipt = self._receipt(info, shard)
+        if receipt is None:
+            raise CacheError(
+                f"{self.path}: {feature} of {shard.name} is not extracted yet; "
+                f"run `mfhca extract --split {shard.split}`"
+            )
+        path = shard_path(self.path, info, shard)
+        # Looked at before it is opened: a file that takes its place meanwhile is then known for another.
+        signature = file_signature(path.stat()) if path.exists() else ()
+        return OpenShard(open_shard(path, receipt), signature)
+
+    def _reader(self, feature: str) -> FeatureReader:
+        """What reads a feature's clips, made when it is first asked for."""
+        reader = self._opened.get(feature)
+        if reader is None:
+            info = self.feature(feature)
+            reader = FeatureReader(
+                info.per,
+                self.plan.shards(info),
+                lambda shard: shard_path(self.path, info, shard),
+                lambda shard: self._open(feature, shard),
+                self._maps,
+            )
+            reader = self._opened.setdefault(feature, reader)
+        return reader
 
     def _rows(self, names: Sequence[str], utterance_ids: Iterable[str] | None) -> pd.DataFrame:
         """Rows of the plan for the ids asked, each wholly there."""
@@ -252,65 +268,34 @@ class Cache:
 
         Args:
             wanted: (clips,) the ``plan_row`` of clips that the feature holds (`clip_table`), in any order.
-            out: None for the valid frames alone.
+            out: of the shape and type that is stored; None for the valid frames alone.
 
         Raises:
             CacheError: damaged bytes, or a clip that the shard does not hold.
         """
-        info = self.feature(feature)
-        valid = np.empty(len(wanted), dtype=np.int32)
-        done = 0
-        for shard in self.plan.shards(info):
-            places = np.flatnonzero((wanted >= shard.first) & (wanted < shard.stop))
-            if not len(places):
-                continue
-            opened = self._open(info.name, shard)
-            rows = self._stored_rows(info, shard, wanted[places])
-            if out is not None and (bad := copy_checked(opened, rows, out, places)):
-                raise self._damage(info, shard, bad)
-            valid[places] = opened.shard.valid[rows]
-            done += len(places)
-            progress(Progress(f"loading {info.name}", done, len(wanted), "clips"))
-        return valid
+
+        def tell(done: int) -> None:
+            progress(Progress(f"loading {feature}", done, len(wanted), "clips"))
+
+        return self._reader(feature).copy(wanted, out, tell)
 
     def copy_utterances(
         self, feature: str, wanted: np.ndarray, progress: ProgressCallback = silent
     ) -> list[torch.Tensor]:
         """The rows (rows, …) of each utterance ``wanted`` (rows of the plan, any order), checked, of a text feature."""
-        info = self.feature(feature)
+        reader, info = self._reader(feature), self.feature(feature)
         found: dict[int, torch.Tensor] = {}
-        for shard in self.plan.shards(info):
-            places = sorted({int(place) for place in wanted if shard.first <= place < shard.stop})
-            if not places:
-                continue
-            opened = self._open(info.name, shard)
-            rows = self._stored_rows(info, shard, np.array(places))
-            out = np.empty((len(rows), *opened.shard.data.shape[1:]), dtype=info.dtype)
-            if bad := copy_checked(opened, rows, out, np.arange(len(rows))):
-                raise self._damage(info, shard, bad)
-            for number, place in enumerate(places):
-                found[place] = torch.from_numpy(out[number, : opened.shard.valid[rows[number]]].copy())
-            progress(Progress(f"loading {info.name}", len(found), len(wanted), "utterances"))
-        return [found[place] for place in wanted]
-
-    def _stored_rows(self, info: FeatureInfo, shard: ShardRange, wanted: np.ndarray) -> np.ndarray:
-        """Where in an opened shard the clips or utterances lie."""
-        stored = self._opened[info.name, shard.name].shard.clip
-        rows = np.searchsorted(stored, wanted)
-        # A shard that was extracted again since they were chosen may hold fewer.
-        if not np.array_equal(np.append(stored, -1)[rows], wanted):
-            raise CacheError(
-                f"{shard_path(self.path, info, shard)}: its {info.per}s are not those of before; open the cache again"
-            )
-        return rows
-
-    def _damage(self, info: FeatureInfo, shard: ShardRange, rows: Sequence[int]) -> CacheError:
-        first, path = self._opened[info.name, shard.name].shard.clip[rows[0]], shard_path(self.path, info, shard)
-        return CacheError(
-            f"{path}: {len(rows)} {info.per}(s) are damaged (their digests differ), the first "
-            f"being {info.per} {first} of the plan; delete {shard.name}.json beside it "
-            f"and run `mfhca extract --split {shard.split}`"
-        )
+        places = np.unique(wanted).astype(np.int64)
+        numbers = reader.shards_of(places)
+        for number in np.unique(numbers).tolist():
+            part = places[numbers == number]
+            # Padded to the longest of its shard, which others need not share.
+            out = np.empty((len(part), *reader.row_shape(number)), dtype=info.dtype)
+            valid = reader.copy(part, out)
+            for place, row, count in zip(part.tolist(), out, valid.tolist(), strict=True):
+                found[place] = torch.from_numpy(row[:count].copy())
+            progress(Progress(f"loading {info.name}", len(found), len(places), "utterances"))
+        return [found[int(place)] for place in wanted]
 
 
 def open_cache(path: str | Path) -> Cache:
