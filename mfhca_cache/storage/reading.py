@@ -7,6 +7,7 @@ What is checked is the copy that is handed out, never the file, which may change
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,12 @@ from mfhca_cache.errors import CacheError
 from mfhca_cache.manifest import samples_16k
 from mfhca_cache.spec import ClipSpec
 from mfhca_cache.storage.layout import ShardRange
-from mfhca_cache.storage.shard import Shard, clip_digest
+from mfhca_cache.storage.shard import DIGEST_BYTES, Shard, clip_digest
 
 #: What is copied, or copied and checked, between two reports of progress and by one thread, at most.
 _PART_BYTES = 16 * 2**20
 #: Shares a thread takes of a small job, so that all end at about the same time.
-_SHARES = 4
+_SHARES = 8
 #: Less than this is copied, or checked, by the one thread that asks: others would take longer to begin.
 _THREADED_COPY_BYTES = 64 * 2**20
 _THREADED_CHECK_BYTES = 2**20
@@ -93,6 +94,12 @@ def most_maps() -> int:
     return 1024 if soft == resource.RLIM_INFINITY else max(32, min(1024, soft // 4))
 
 
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that stay, so that a batch need not wait for new ones; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="mfhca-reading")
+
+
 @dataclass(frozen=True)
 class _File:
     """Where a shard's array lies, for mapping it once more."""
@@ -130,7 +137,7 @@ class FeatureReader:
         self._place = np.zeros(units, dtype=np.int32)  # 1 + its row in the shard; 0 where no opened shard holds it
         self._valid = np.zeros(units, dtype=np.int32)
         self._checked = np.zeros(units, dtype=bool)
-        self._digest = np.zeros((units, 16), dtype=np.uint8)
+        self._digest = np.zeros((units, DIGEST_BYTES), dtype=np.uint8)
         self._known = np.zeros(len(ranges), dtype=bool)
         self._files: list[_File | None] = [None] * len(ranges)
         self._arrays: list[np.ndarray | None] = [None] * len(ranges)
@@ -192,15 +199,24 @@ class FeatureReader:
         if unchecked < _THREADED_CHECK_BYTES and job.out.nbytes < _THREADED_COPY_BYTES:
             return copy(job, slice(0, len(job.wanted)))
         bad: list[int] = []
-        parts = list(job.parts(threads))
-        with ThreadPoolExecutor(threads) as pool:
-            done = pool.map(lambda part: copy(job, part), parts) if threads > 1 else (copy(job, part) for part in parts)
-            for part, found in zip(parts, done, strict=True):
-                if bad and job.numbers[part.start] != job.numbers[bad[0]]:
+        left = iter(list(job.parts(threads)))
+
+        def work(tell: Callable[[int], None]) -> None:
+            for part in left:  # Whoever is free takes the next; the interpreter gives it to one of them.
+                if bad and job.numbers[part.start] != job.numbers[min(bad)]:
                     break
-                bad += found
+                bad.extend(copy(job, part))
                 tell(part.stop)
-        return bad
+
+        helpers = [_pool(threads - 1, os.getpid()).submit(work, lambda _: None) for _ in range(threads - 1)]
+        try:
+            work(tell)
+        finally:
+            for _ in left:  # After Ctrl-C there is nothing more for the helpers to take.
+                pass
+            for helper in helpers:
+                helper.result()
+        return sorted(bad)
 
     def _copy_runs(self, job: _Job, part: slice) -> list[int]:
         """Copy clips that were all checked: those that lie one behind the other at once."""
@@ -225,17 +241,17 @@ class FeatureReader:
 
     def _copy_checking(self, job: _Job, part: slice) -> list[int]:
         """Copy clip by clip and check the copy, while it is still in the processor's cache."""
-        bad = []
-        places = range(*part.indices(len(job.wanted)))
-        for place, number, row, new in zip(
-            places, job.numbers[part].tolist(), job.rows[part].tolist(), job.new[part].tolist(), strict=True
+        wanted, out = job.wanted[part], job.out[part]
+        expected, bad = self._digest[wanted].tobytes(), []
+        for place, (number, row, new) in enumerate(
+            zip(job.numbers[part].tolist(), job.rows[part].tolist(), job.new[part].tolist(), strict=True)
         ):
-            target = job.out[place]
+            target = out[place]
             target[...] = self._array(number)[row]
-            if new and clip_digest(target) != self._digest[job.wanted[place]].tobytes():
-                bad.append(place)
+            if new and clip_digest(target) != expected[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]:
+                bad.append(part.start + place)
         if not bad:
-            self._checked[job.wanted[part]] = True
+            self._checked[wanted] = True
         return bad
 
     def _array(self, number: int) -> np.ndarray:
