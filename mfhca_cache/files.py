@@ -29,7 +29,10 @@ def read_regular(path: Path, limit: int) -> bytes:
     size = regular_size(path)
     if size <= limit:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            # One byte more than there should be, not the limit: Python makes room for all that it is asked to read.
+            data = file.read(size + 1)
+            if len(data) > size:
+                data += file.read(limit + 1 - len(data))
         size = max(size, len(data))
     if size > limit:
         raise ValueError(f"got {size:,} bytes; expected at most {limit:,}")
