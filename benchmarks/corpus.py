@@ -8,7 +8,7 @@ import pandas as pd
 from mfhca_cache.manifest import COLUMNS
 
 _LABELS = ("ang", "exc", "hap", "neu", "sad")
-_WORDS = "well i think that we should go home now before it gets dark and she will not be there anyway".split()
+_WORDS = ("well", "i", "think", "that", "we", "should", "go", "home", "now", "before", "it", "gets", "dark")
 
 
 def made_table(utterances: int, clips: int, sessions: int, seed: int = 0) -> pd.DataFrame:

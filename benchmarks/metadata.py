@@ -22,16 +22,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from corpus import made_table
 from measure import machine
 from rich.console import Console
 from rich.table import Table
 
-from corpus import made_table
 from mfhca_cache.extraction.agree import check_plan
 from mfhca_cache.extraction.work import find_tasks
 from mfhca_cache.manifest import make_manifest
 from mfhca_cache.spec import ClipSpec
 from mfhca_cache.storage.cache import Cache, open_cache
+from mfhca_cache.storage.check import check_cache
 from mfhca_cache.storage.descriptions import write_feature, write_plan
 from mfhca_cache.storage.inventory import list_cache
 from mfhca_cache.storage.layout import FeatureInfo, Plan, make_plan
@@ -103,8 +104,8 @@ def write_shards(folder: Path, plan: Plan) -> int:
     return len(shards)
 
 
-def measure(folder: Path, rows: pd.DataFrame, steps: Steps) -> tuple[int, int]:
-    """Make a cache of the rows and do every step; its shards, and the bytes of utterances.csv."""
+def begin(folder: Path, rows: pd.DataFrame, steps: Steps) -> int:
+    """Make a cache of the rows, with all that an extraction does before its first clip; its shards."""
     manifest = steps.do("check the manifest's rows", lambda: make_manifest("table", None, rows))
     plan = steps.do("make_plan", lambda: make_plan("table", manifest.utterances, ClipSpec(), "all"))
     steps.do("identity", plan.identity)
@@ -114,13 +115,14 @@ def measure(folder: Path, rows: pd.DataFrame, steps: Steps) -> tuple[int, int]:
     shards = write_shards(folder, plan)
     steps.do("check_plan (an extraction begins)", lambda: check_plan(folder, plan))
     splits = [split.name for split in plan.splits]
+    left = steps.do("find what is left to extract", lambda: find_tasks(folder, plan, [FEATURE], splits, set()))
+    if left:
+        raise SystemExit(f"{len(left)} shards are said to be missing")
+    return shards
 
-    def left() -> None:
-        if found := find_tasks(folder, plan, [FEATURE], splits, set()):
-            raise SystemExit(f"{len(found)} shards are said to be missing")
 
-    steps.do("find what is left to extract", left)
-    del plan, manifest, rows
+def use(folder: Path, steps: Steps) -> None:
+    """Open the cache, and ask it what there is."""
     cache: Cache = steps.do("open_cache", lambda: open_cache(folder))
     if len(steps.do("available", lambda: cache.available([FEATURE.name]))) != len(cache.plan.utterances):
         raise SystemExit("not all utterances are there")
@@ -129,11 +131,14 @@ def measure(folder: Path, rows: pd.DataFrame, steps: Steps) -> tuple[int, int]:
     wanted = np.random.default_rng(0).integers(0, cache.plan.clips, 32)
     out = np.empty((32, 1), dtype=np.float16)
     steps.do("read 32 clips", lambda: cache.copy_clips(FEATURE.name, wanted, out))
-    del cache
+
+
+def look(folder: Path, steps: Steps) -> None:
+    """List and verify it."""
     steps.do("list (mfhca cache ls)", lambda: list_cache(folder))
-    if faults := steps.do("verify, shallow", lambda: open_cache(folder).verify(deep=False)):
+    faults = steps.do("verify, shallow", lambda: check_cache(folder).faults)
+    if faults:
         raise SystemExit(f"{len(faults)} faults: {faults[0]}")
-    return shards, (folder / "utterances.csv").stat().st_size
 
 
 def main() -> None:
@@ -149,7 +154,11 @@ def main() -> None:
     sessions = args.sessions or max(5, args.clips // 100_000)
     steps = Steps()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        shards, size = measure(Path(folder) / "cache", made_table(utterances, args.clips, sessions), steps)
+        place = Path(folder) / "cache"
+        shards = begin(place, made_table(utterances, args.clips, sessions), steps)
+        use(place, steps)
+        look(place, steps)
+        size = (place / "utterances.csv").stat().st_size
     title = (
         f"{args.clips:,} clips of {utterances:,} utterances in {sessions} sessions, {shards:,} shards, utterances.csv "
         f"of {size / 1e6:,.0f} MB"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -111,20 +111,35 @@ class Plan:
         chosen = [split for split in self.units(info.per) if splits is None or split.name in splits]
         return [shard for split in chosen for shard in info.shards(split)]
 
+    def rows_of_run(self, per: Unit, first: int, stop: int) -> slice:
+        """Rows of ``utterances`` that a run of clips, or of utterances, belongs to."""
+        if per == "utterance":
+            return slice(first, stop)
+        begin, end = np.searchsorted(self._first_clips, [first, stop - 1], side="right").tolist()
+        return slice(begin - 1, end)
+
+    def rows_of(self, ids: Iterable[str]) -> np.ndarray:
+        """Rows of ``utterances`` that ids have, int64; -1 for an id that is not there."""
+        return self._index.get_indexer(pd.Index(list(ids), dtype=object)).astype(np.int64)
+
     def audio(self, first: int, stop: int) -> dict[str, str]:
         """utterance_id → SHA-256 of the audio, of the utterances that the clips ``first`` to ``stop`` belong to."""
-        begin, end = np.searchsorted(self._first_clips, [first, stop - 1], side="right").tolist()
-        return self._listed("sha256", begin - 1, end)
+        return self._listed("sha256", self.rows_of_run("clip", first, stop))
 
     def texts(self, first: int, stop: int) -> dict[str, str]:
         """utterance_id → SHA-256 of the transcript, of the utterances ``first`` to ``stop``."""
-        texts = self._listed("text", first, stop)
+        texts = self._listed("text", slice(first, stop))
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
-    def _listed(self, column: str, first: int, stop: int) -> dict[str, str]:
-        """utterance_id → its cell in a column, of the utterances ``first`` to ``stop``."""
-        ids, cells = self._columns["utterance_id"], self._columns[column]
-        return dict(zip(ids[first:stop].tolist(), cells[first:stop].tolist(), strict=True))
+    def _listed(self, column: str, rows: slice) -> dict[str, str]:
+        """utterance_id → its cell in a column, of some rows of ``utterances``."""
+        return dict(
+            zip(self._columns["utterance_id"][rows].tolist(), self._columns[column][rows].tolist(), strict=True)
+        )
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self._columns["utterance_id"], dtype=object)
 
     @cached_property
     def _first_clips(self) -> np.ndarray:
