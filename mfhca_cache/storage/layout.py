@@ -131,11 +131,13 @@ class Plan:
         texts = self._listed("text", slice(first, stop))
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
+    def ids(self, rows: slice) -> list[str]:
+        """The ids of some rows of ``utterances``."""
+        return list(self._columns["utterance_id"][rows].tolist())
+
     def _listed(self, column: str, rows: slice) -> dict[str, str]:
         """utterance_id → its cell in a column, of some rows of ``utterances``."""
-        return dict(
-            zip(self._columns["utterance_id"][rows].tolist(), self._columns[column][rows].tolist(), strict=True)
-        )
+        return dict(zip(self.ids(rows), self._columns[column][rows].tolist(), strict=True))
 
     @cached_property
     def _index(self) -> pd.Index:
