@@ -24,6 +24,8 @@ from mfhca_cache.spec import FORMAT_VERSION, ClipSpec, differences, fingerprint,
 
 MAX_SHARD_CLIPS = 512
 MAX_SHARD_BYTES = 256 * 2**20
+#: What of an engine decides the last digits of what it computes; the rest is what was measured of it.
+ENGINE = ("name", "version", "device", "precision", "threads", "batch")
 #: What a row of a shard is.
 Unit = Literal["clip", "utterance"]
 #: A change in one of these makes other clips; the other columns may be corrected later.
@@ -143,7 +145,7 @@ class FeatureInfo:
             a text: (0, 768), where 0 stands for as many rows as the longest text of the shard has.
         dtype: float16 or float32.
         clips_per_shard: at most so many (utterances, for a feature of utterances).
-        engine: device, precision, threads, batch: fixed when the feature is begun.
+        engine: what computes it, see `ENGINE`: fixed when the feature is begun, but for a batch that memory lowers.
         source: where an encoder came from: name, revision, commit.
         random_weights: the encoder was never trained; its features mean nothing.
         per: what a row of its shards is: a ``clip``, or an ``utterance`` of any length.
