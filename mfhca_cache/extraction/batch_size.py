@@ -33,8 +33,9 @@ def find_batch(
 ) -> int:
     """The smallest batch that is about as fast as any, by a short trial on real clips.
 
-    Each size is run twice and its second run timed. Sizes grow until clips a second no longer do, memory ends, or
-    `TRIAL_SECONDS` have passed; beyond ``_MOST_SAMPLES`` of audio none is tried.
+    Sizes grow until clips a second no longer do, memory ends, or `TRIAL_SECONDS` have passed; beyond ``_MOST_SAMPLES``
+    of audio none is tried. A size is run once before it is timed on a GPU, whose libraries choose by shape; on a CPU,
+    where that costs seconds, only the first is.
 
     Args:
         encode: computes a batch and returns when it is done; may raise an out-of-memory error.
@@ -49,7 +50,8 @@ def find_batch(
     for size in sizes:
         batch = clips[np.arange(size) % len(clips)]
         try:
-            encode(batch)
+            if device == "cuda" or not rates:
+                encode(batch)
             before = clock()
             encode(batch)
             rates[size] = size / max(clock() - before, 1e-9)
