@@ -35,6 +35,8 @@ def plan(
     pre_emphasis: float,
     dtype: str,
     batch: int | None,
+    precision: str,
+    runtime: str,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -49,12 +51,20 @@ def plan(
         mfhca plan --encoder microsoft/wavlm-large --device cuda --split session1
     """
     found, spec = asked(
-        csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype
+        csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype, precision
     )
     folder = cache or Path("cache") / found.corpus
     with Screen(quiet, as_json) as screen:
         result = estimate_extraction(
-            found, folder, spec, split, shard=shard, device=device, batch=batch, progress=screen.progress
+            found,
+            folder,
+            spec,
+            split,
+            shard=shard,
+            device=device,
+            batch=batch,
+            runtime=runtime,
+            progress=screen.progress,
         )
     _show(screen, result)
     screen.json({**settings(result), "fits": result.fits})

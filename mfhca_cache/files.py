@@ -29,7 +29,10 @@ def read_regular(path: Path, limit: int) -> bytes:
     size = regular_size(path)
     if size <= limit:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            # One byte more than there should be, not the limit: Python makes room for all that it is asked to read.
+            data = file.read(size + 1)
+            if len(data) > size:
+                data += file.read(limit + 1 - len(data))
         size = max(size, len(data))
     if size > limit:
         raise ValueError(f"got {size:,} bytes; expected at most {limit:,}")
@@ -61,6 +64,9 @@ def parse_json(data: bytes) -> dict[str, Any]:
         raise ValueError(f"nested more than {MAX_JSON_DEPTH} deep") from None
     if not isinstance(value, dict):
         raise ValueError("expected an object")
+    # Most of what is read has not as many brackets as it might have levels.
+    if data.count(b"[") + data.count(b"{") <= MAX_JSON_DEPTH:
+        return value
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
         lists = [item for item in level if isinstance(item, list)]

@@ -26,6 +26,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -37,9 +38,9 @@ from mfhca_cache.containers import SAMPLE_RATES
 from mfhca_cache.errors import ManifestError
 from mfhca_cache.files import parse_json, read_regular
 from mfhca_cache.labels import ClassMap, class_map
-from mfhca_cache.spec import MAX_SECONDS
+from mfhca_cache.spec import MAX_SECONDS, SAMPLE_RATE
 from mfhca_cache.storage.publish import publish, publish_json
-from mfhca_cache.wav import MAX_CHANNELS, resampled_length
+from mfhca_cache.wav import MAX_CHANNELS
 
 TEXT_COLUMNS = (
     "corpus",
@@ -61,10 +62,15 @@ COLUMNS = (
 
 _SESSION = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_HEX_DIGITS = b"0123456789abcdef"
+_ODD = ("..", "\\", "\0", ":", "\n/", "\n.", "\n\n")
 _MAX_COLUMNS = 200
 _MAX_HEADER_BYTES = 1_000_000
-#: A million utterances take about 300 MB.
-MAX_TABLE_BYTES = 512 * 2**20
+#: Ten million utterances take about 3 GB.
+MAX_TABLE_BYTES = 4 * 2**30
+#: Ten million rows of 26 columns. A row of two bytes costs a pointer for each column of the header.
+_MAX_CELLS = 2**28
+_CHUNK_ROWS = 2**16
 _MAX_MEMORY_BYTES = 64 * 2**20
 
 
@@ -99,8 +105,10 @@ class Manifest:
 
 def samples_16k(utterances: pd.DataFrame) -> np.ndarray:
     """Samples of each utterance once resampled to 16 kHz, int64 of shape (rows,)."""
-    pairs = zip(utterances["seconds"], utterances["sample_rate"], strict=True)
-    return np.array([resampled_length(round(s * r), int(r)) for s, r in pairs], dtype=np.int64)
+    rates = utterances["sample_rate"].to_numpy(np.int64)
+    # Halves go to the even number, as in Python's round.
+    frames = np.rint(utterances["seconds"].to_numpy(np.float64) * rates).astype(np.int64)
+    return -(-frames * SAMPLE_RATE // rates)
 
 
 def select_rows(utterances: pd.DataFrame, rows: str, corpus: str) -> pd.DataFrame:
@@ -160,11 +168,13 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
 
 def csv_bytes(utterances: pd.DataFrame) -> bytes:
     """The table as CSV: UTF-8, LF, floats in full so that they read back exactly."""
+    text = _csv(utterances, csv.QUOTE_MINIMAL)
     # Python's csv writer leaves a lone carriage return unquoted, which readers then take for the end of a line.
-    words = utterances.select_dtypes(exclude="number")
-    returns = any(words[name].astype(str).str.contains("\r").any() for name in words)
-    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-    return utterances.to_csv(index=False, lineterminator="\n", quoting=quoting).encode()
+    return (_csv(utterances, csv.QUOTE_NONNUMERIC) if "\r" in text else text).encode()
+
+
+def _csv(utterances: pd.DataFrame, quoting: Literal[0, 2]) -> str:
+    return utterances.to_csv(index=False, lineterminator="\n", quoting=quoting)
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -207,8 +217,12 @@ def parse_table(data: bytes, source: Path) -> pd.DataFrame:
     # pandas would take each cell of the first row beyond the header for an index of its own: a million take minutes.
     if _first_row_cells(data[len(header) + 1 :][:_MAX_HEADER_BYTES], source) > header.count(b",") + 1:
         raise ManifestError(f"{source}: {_MORE_CELLS}")
+    cells = (header.count(b",") + 1) * (data.count(b"\n") + data.count(b"\r"))
+    if cells > _MAX_CELLS:
+        raise ManifestError(f"{source}: {cells:,} cells; expected at most {_MAX_CELLS:,}")
     try:
-        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        # As objects, what a column repeats is held once; pandas' own strings would hold it a row each.
+        table = pd.read_csv(io.BytesIO(data), dtype=object, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, ArithmeticError, MemoryError) as error:
         raise ManifestError(f"{source}: not readable as a CSV table in UTF-8 ({error})") from error
     # Rows with one cell more than the header make pandas shift every column by one without a word.
@@ -252,21 +266,44 @@ def _checked(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     if rows.empty:
         raise ManifestError(f"{source}: holds no utterances")
     extra = [name for name in rows.columns if name not in COLUMNS]
-    table = rows[[*COLUMNS, *extra]].copy()
+    table = rows[[*COLUMNS, *extra]].copy(deep=False)
     for name in TEXT_COLUMNS:
-        table[name] = table[name].fillna("").astype(str).astype(object)
+        table[name] = _words(table[name])
+    for name in extra:
+        # One kind of string wherever a table comes from: two tables of the same words are then equal.
+        table[name] = table[name].astype(object) if isinstance(table[name].dtype, pd.StringDtype) else table[name]
     for name in (*FLOAT_COLUMNS, *INTEGER_COLUMNS):
         table[name] = _numbers(table, name, source)
-    table = table.sort_values("utterance_id", kind="stable").reset_index(drop=True)
+    if not is_ascending(table["utterance_id"]):
+        table = table.sort_values("utterance_id", kind="stable")
+    table = table.reset_index(drop=True)
     _check_values(table, source)
     return table
+
+
+def is_ascending(column: pd.Series) -> bool:
+    """Whether strings are in order by code point, any of them more than once."""
+    values = column.to_numpy()
+    return bool((values[:-1] <= values[1:]).all())
+
+
+def _words(column: pd.Series) -> pd.Series:
+    """A column as Python strings, empty where there is nothing."""
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=False) == "string":
+        return column
+    return column.fillna("").astype(str).astype(object)
 
 
 def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series:
     # errors="coerce" turns an empty cell into NaN, which only the ratings may be.
     numbers = pd.to_numeric(table[name], errors="coerce")
-    wrong = numbers.isna() & (table[name].astype(object).fillna("").astype(str).str.strip() != "")
-    if name not in ("valence", "arousal", "dominance"):
+    if name in ("valence", "arousal", "dominance"):
+        wrong = numbers.isna()
+        if all(_is_blank(cell) for cell in pd.unique(table.loc[wrong, name])):
+            wrong[:] = False
+        else:
+            wrong &= ~table[name].map(_is_blank).astype(bool)
+    else:
         wrong = numbers.isna() | ~np.isfinite(numbers)
     if name in INTEGER_COLUMNS:
         wrong |= numbers != numbers.round()
@@ -276,15 +313,24 @@ def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series:
     return numbers.astype("int64") if name in INTEGER_COLUMNS else numbers.astype("float64")
 
 
+def _is_blank(cell: Any) -> bool:
+    return bool(pd.isna(cell)) or str(cell).strip() == ""
+
+
 def _check_values(table: pd.DataFrame, source: str) -> None:
-    _refuse(table, table["utterance_id"].str.strip() == "", "utterance_id", "an id", source)
-    _refuse(table, table["utterance_id"].duplicated(keep=False), "utterance_id", "each id once", source)
-    _refuse(table, ~table["path"].map(is_inside), "path", "a path inside the corpus folder", source)
-    _refuse(table, table["speaker"].str.strip() == "", "speaker", "a name", source)
-    _refuse(table, table["label"].str.strip() == "", "label", "a raw label", source)
+    """Check every row of a table that is sorted by utterance_id."""
+    ids = table["utterance_id"].to_numpy()
+    _refuse(table, np.array([not name.strip() for name in ids]), "utterance_id", "an id", source)
+    twice = np.zeros(len(ids), dtype=bool)
+    twice[1:] = ids[1:] == ids[:-1]
+    twice[:-1] |= twice[1:]
+    _refuse(table, twice, "utterance_id", "each id once", source)
+    _refuse(table, _leading_out(table["path"]), "path", "a path inside the corpus folder", source)
+    _refuse(table, _distinct(table["speaker"], _is_blank), "speaker", "a name", source)
+    _refuse(table, _distinct(table["label"], _is_blank), "label", "a raw label", source)
     _refuse(
         table,
-        ~table["session"].map(is_session),
+        _distinct(table["session"], lambda name: not is_session(name)),
         "session",
         "nothing, or a lower-case word such as session1 (but not all)",
         source,
@@ -294,10 +340,40 @@ def _check_values(table: pd.DataFrame, source: str) -> None:
     _refuse(table, ~table["channels"].between(1, MAX_CHANNELS), "channels", f"1 to {MAX_CHANNELS}", source)
     seconds = (table["seconds"] > 0) & (table["seconds"] <= MAX_SECONDS)
     _refuse(table, ~seconds, "seconds", f"more than 0, at most {MAX_SECONDS:.0f}", source)
-    _refuse(table, ~table["sha256"].map(lambda v: bool(_SHA256.fullmatch(v))), "sha256", "64 hex digits", source)
+    _refuse(table, _no_digests(table["sha256"]), "sha256", "64 hex digits", source)
 
 
-def _refuse(table: pd.DataFrame, wrong: pd.Series, column: str, expected: str, source: str) -> None:
+def _distinct(column: pd.Series, is_wrong: Callable[[str], bool]) -> np.ndarray:
+    """Which cells are wrong, bool (rows,), looking once at what a column repeats."""
+    wrong = [value for value in pd.unique(column) if is_wrong(value)]
+    return column.isin(wrong).to_numpy() if wrong else np.zeros(len(column), dtype=bool)
+
+
+def _leading_out(column: pd.Series) -> np.ndarray:
+    """Which paths do not stay inside the folder, bool (rows,)."""
+    found = np.zeros(len(column), dtype=bool)
+    for at in range(0, len(column), _CHUNK_ROWS):
+        paths = column.iloc[at : at + _CHUNK_ROWS].tolist()
+        text = "\n{}\n".format("\n".join(paths))
+        # A path without any of these is relative, of some name, and stays inside; `is_inside` looks at the others.
+        if any(odd in text for odd in _ODD):
+            found[at : at + len(paths)] = [not is_inside(path) for path in paths]
+    return found
+
+
+def _no_digests(column: pd.Series) -> np.ndarray:
+    """Which cells are no SHA-256 in hex digits, bool (rows,)."""
+    found = np.zeros(len(column), dtype=bool)
+    for at in range(0, len(column), _CHUNK_ROWS):
+        cells = column.iloc[at : at + _CHUNK_ROWS].tolist()
+        text = "".join(cells)
+        sound = text.isascii() and set(map(len, cells)) == {64} and not text.encode().translate(None, _HEX_DIGITS)
+        if not sound:
+            found[at : at + len(cells)] = [not _SHA256.fullmatch(cell) for cell in cells]
+    return found
+
+
+def _refuse(table: pd.DataFrame, wrong: pd.Series | np.ndarray, column: str, expected: str, source: str) -> None:
     if wrong.any():
         row = table[wrong].iloc[0]
         more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""

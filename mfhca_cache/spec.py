@@ -152,6 +152,9 @@ class MFCCSpec:
 
 
 Layers = Literal["last", "all"] | tuple[int, ...]
+Precision = Literal["fp32", "bf16", "fp16"]
+#: Precision → its name in torch and in an engine.
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -167,14 +170,18 @@ class EncoderSpec:
         layers: ``last``: (frames, width) a clip. ``all``, from 0 on, or numbers in ascending order:
             (layers, frames, width); one number alone: (frames, width).
         pool: ``mean`` keeps the mean over the frames that come from signal instead of the frames.
+        precision: what the encoder multiplies in; ``bf16`` and ``fp16`` are faster and make features of their own.
     """
 
     name: str = "facebook/hubert-base-ls960"
     revision: str | None = None
     layers: Layers = "last"
     pool: Literal["mean"] | None = None
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise MfhcaError(f"precision: got {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
         if self.pool not in (None, "mean"):
             raise MfhcaError(f"pool: got {self.pool!r}; expected 'mean' or nothing")
         if self.layers in ("last", "all"):
@@ -202,11 +209,12 @@ class EncoderSpec:
 
     @property
     def feature(self) -> str:
-        """The feature's folder in a cache: ``hubert-base-ls960``, ``hubert-base-ls960@revision.6-9-12.mean``."""
+        """The feature's folder in a cache: ``hubert-base-ls960``, ``hubert-base-ls960@revision.6-9-12.mean.bf16``."""
         stem = self.stem
         if self.layers != "last":
             stem += ".all" if self.layers == "all" else "." + "-".join(map(str, self.layers))
-        return stem + (f".{self.pool}" if self.pool else "")
+        stem += f".{self.pool}" if self.pool else ""
+        return stem + (f".{self.precision}" if self.precision != "fp32" else "")
 
 
 def parse_layers(text: str) -> Layers:
@@ -258,6 +266,8 @@ class ExtractSpec:
             raise MfhcaError("nothing to extract: name a feature or an encoder")
         if self.text_encoder and (self.text_encoder.layers != "last" or self.text_encoder.pool):
             raise MfhcaError("a text encoder gives its last layer, one vector a token; layers and pool are for speech")
+        if self.text_encoder and self.text_encoder.precision != "fp32":
+            raise MfhcaError("a text encoder computes in fp32; another precision is for speech encoders")
 
 
 def settings(value: Any) -> dict[str, Any]:

@@ -142,6 +142,6 @@ def test_differences_name_each_leaf() -> None:
     assert differences(before, now) == [
         "clip.seconds: 3.0 → 4.0",
         "dtype: 'float16' → 'float32'",
-        "encoder: {'name': 'facebook/hubert-base-ls960', 'revision': None, 'layers': 'last', 'pool': None} → None",
+        f"encoder: {settings(EncoderSpec())} → None",
     ]
     assert differences({}, {"a": 1}) == ["a: None → 1"]

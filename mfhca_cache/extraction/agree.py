@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from mfhca_cache.device import resolve_device
-from mfhca_cache.errors import CacheError, CacheMismatchError, LabelError, ManifestError
+from mfhca_cache.errors import CacheError, CacheMismatchError, EncoderError, LabelError, ManifestError
 from mfhca_cache.extraction.features import begun_feature
+from mfhca_cache.extraction.runtimes import check_runtime
 from mfhca_cache.manifest import Manifest, select_rows
-from mfhca_cache.spec import ExtractSpec, differences
+from mfhca_cache.spec import EncoderSpec, ExtractSpec, differences
 from mfhca_cache.storage.descriptions import (
     is_plan_of,
     read_feature,
@@ -177,3 +178,39 @@ def agreed_device(folder: Path, feature: str, device: str) -> str:
         f"{device if device != 'auto' else 'a computer without it'}. "
         f"Go on with --device {there}, or begin another cache with --cache DIR."
     )
+
+
+def agreed_runtime(folder: Path, asked: EncoderSpec, device: str, runtime: str) -> None:
+    """Check that what is to run an encoder can, and is what its feature was begun with.
+
+    Args:
+        folder: of the cache.
+        asked: the encoder.
+        device: where it is computed, see `agreed_device`.
+        runtime: by name, or ``auto`` for the feature's own, or for the best if it is new.
+
+    Raises:
+        CacheMismatchError: it was begun with another runtime, or with one that is not here.
+        EncoderError: no such runtime here, or a precision that the device does not have.
+    """
+    if asked.precision == "fp16" and device == "cpu":
+        raise EncoderError("precision fp16 needs a GPU; on a CPU use --precision bf16, or the default, fp32")
+    begun = begun_feature(folder, asked.feature)
+    if begun is None:
+        if runtime != "auto":
+            check_runtime(runtime, device)
+        return
+    there, place = str(begun.engine.get("name")), folder / asked.feature
+    if runtime not in ("auto", there):
+        raise CacheMismatchError(
+            f"{place} was begun with the runtime {there}, and goes on with it so that its numbers stay of one kind; "
+            f"got {runtime}. Go on with --runtime {there}, or begin another cache with --cache DIR."
+        )
+    try:
+        check_runtime(there, device)
+    except EncoderError as error:
+        release = f" {begun.engine['version']}" if begun.engine.get("version") else ""
+        raise CacheMismatchError(
+            f"{place} was begun with the runtime {there}{release}, and goes on with it so that its numbers stay of one "
+            f"kind, but {error}. Install it, or begin another cache with --cache DIR."
+        ) from error

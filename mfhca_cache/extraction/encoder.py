@@ -1,4 +1,4 @@
-"""A frozen speech encoder: clips of one length in, hidden layers out, in exact float32.
+"""A frozen speech encoder: clips of one length in, hidden layers out, in exact float32 unless asked otherwise.
 
 Two families differ in what they take. HuBERT, wav2vec 2.0, WavLM, data2vec-audio and UniSpeech-SAT take the waveform.
 Whisper takes log-mel features of 30 s: a clip is padded to that with zeros, and the frames of the clip are kept.
@@ -7,15 +7,18 @@ Whisper takes log-mel features of 30 s: a clip is padded to that with zeros, and
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from mfhca_cache.errors import EncoderError
+from mfhca_cache.extraction.batch_size import Portions, free_memory, is_out_of_memory
 from mfhca_cache.extraction.checkpoint import Checkpoint, load_checkpoint, weights_sha256
-from mfhca_cache.spec import SAMPLE_RATE, EncoderSpec, Layers
+from mfhca_cache.extraction.runtimes import Runtime, TorchRuntime, is_small, make_runtime
+from mfhca_cache.spec import SAMPLE_RATE, EncoderSpec, Layers, Precision
 
 #: What of a configuration changes the numbers while the weights stay the same.
 _ARCHITECTURE = (
@@ -40,10 +43,15 @@ class Encoder:
         preprocessing: how the checkpoint's feature extractor treats each clip, such as ``do_normalize``.
         source: name, revision asked for, commit that the hub resolved, class.
         random_weights: the weights were never trained.
+        precision: of the products.
+        portions: what of a batch memory holds; see `mfhca_cache.extraction.batch_size.Portions`.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, precision: Precision = "fp32") -> None:
         self._model = checkpoint.model
+        self._runtime: Runtime | None = None
+        self.precision = precision
+        self.portions = Portions(cleared=self._clear)
         self._feature_extractor = checkpoint.preprocessor
         self._checked = False
         config = self._model.config
@@ -80,8 +88,39 @@ class Encoder:
             )
         return numbers
 
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return self._device.type
+
+    @property
+    def small(self) -> bool:
+        """Whether choosing how to compute would cost more than it could save."""
+        return is_small(self._model)
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs the network: plain PyTorch until `use` says otherwise."""
+        if self._runtime is None:
+            self._runtime = TorchRuntime(self._model, self.precision)
+        return self._runtime
+
+    def use(self, runtime: Runtime) -> None:
+        """Compute with this runtime, which must be of this encoder's model; see `make`."""
+        self._runtime = runtime
+
+    def make(self, name: str, precision: Precision | None = None, threads: int | None = None) -> Runtime:
+        """A runtime of this encoder's model by name, in its precision or another.
+
+        Raises:
+            UnsuitableError: see `mfhca_cache.extraction.runtimes.make_runtime`.
+        """
+        return make_runtime(name, self._model, precision or self.precision, threads)
+
     def encode(self, clips: np.ndarray, layers: Layers = "last") -> torch.Tensor:
         """Hidden layers of clips of one length, each normalised on its own, without an attention mask.
+
+        Where memory ends, the batch is done again in halves, and later ones in portions that fit.
 
         Args:
             clips: float32 (B, samples) at 16 kHz.
@@ -89,15 +128,88 @@ class Encoder:
 
         Returns:
             float32 (B, frames, width) on the CPU, or (B, layers, frames, width) for several layers.
+
+        Raises:
+            EncoderError: memory does not hold one clip, or there is no such layer.
         """
         numbers = self.layer_numbers(layers)
+        return self.portions.run(lambda part: self.compute(self.runtime, part, numbers), clips)
+
+    def encode_many(
+        self, batches: Iterable[np.ndarray], layers: Layers = "last", dtype: torch.dtype = torch.float32
+    ) -> Iterator[torch.Tensor]:
+        """`encode` of one batch after another, in order; on a GPU, results come back while the next batch computes.
+
+        There a result is yielded once the batch behind it has been started, so whoever writes it keeps no GPU waiting.
+
+        Args:
+            batches: as `encode` takes them.
+            layers: see `mfhca_cache.spec.EncoderSpec`.
+            dtype: of the results; converted on the device. What float16 cannot hold becomes infinite.
+        """
+        numbers = self.layer_numbers(layers)
+        if self.device == "cpu":
+            for clips in batches:
+                yield self.encode(clips, layers).to(dtype)
+            return
+        copying = torch.cuda.Stream(self._device)
+        ahead: _OnItsWay | None = None
+        for clips in batches:
+            started = self._start(clips, numbers, dtype, copying) if self._fits(clips) else None
+            if ahead is not None:
+                yield ahead.result()
+            ahead = None
+            if started is None:
+                # Memory ended: what was on its way has arrived, and this batch is done in portions.
+                yield self.encode(clips, layers).to(dtype)
+            else:
+                ahead = started
+        if ahead is not None:
+            yield ahead.result()
+
+    def _clear(self) -> None:
+        self.runtime.forget()
+        free_memory()
+
+    def _fits(self, clips: np.ndarray) -> bool:
+        return self.portions.most is None or len(clips) <= self.portions.most
+
+    def _start(
+        self, clips: np.ndarray, numbers: Sequence[int], dtype: torch.dtype, copying: torch.cuda.Stream
+    ) -> _OnItsWay | None:
+        """Begin a batch and its way back on a stream of its own; None where memory ended."""
+        try:
+            with torch.inference_mode(), exact_float32():
+                # PyTorch keeps pinned buffers and gives one out again once the copies from it are done.
+                values = self._values(clips).pin_memory()
+                hidden = self._shaped(self.runtime.hidden(values, numbers), clips.shape[1]).to(dtype).contiguous()
+                host = torch.empty(hidden.shape, dtype=dtype, pin_memory=True)
+                copying.wait_stream(torch.cuda.current_stream(self._device))
+                with torch.cuda.stream(copying):
+                    host.copy_(hidden, non_blocking=True)
+                    hidden.record_stream(copying)
+                    arrived = torch.cuda.Event()
+                    arrived.record(copying)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return _OnItsWay(host, arrived)
+
+    def compute(self, runtime: Runtime, clips: np.ndarray, numbers: Sequence[int]) -> torch.Tensor:
+        """One call of a runtime on a batch, whatever memory says; see `encode`, which most callers want.
+
+        Raises:
+            UnsuitableError: the runtime cannot compute this encoder.
+        """
         with torch.inference_mode(), exact_float32():
-            output = self._forward(clips, output_hidden_states=numbers != (self.blocks,))
-            final = output.last_hidden_state
-            # Where a final layer norm follows the last block, hidden_states may end before it.
-            chosen = [final if n == self.blocks else output.hidden_states[n] for n in numbers]
-            hidden = self._cut(torch.stack(chosen, dim=1), clips.shape[1]).float().cpu()
-        return hidden if len(numbers) > 1 else hidden[:, 0]
+            hidden = runtime.hidden(self._values(clips), numbers)
+            return self._shaped(hidden, clips.shape[1]).float().cpu()
+
+    def _shaped(self, hidden: torch.Tensor, samples: int) -> torch.Tensor:
+        """(B, layers, frames, width) → the clip's own frames, without the axis of layers where there is one alone."""
+        hidden = self._cut(hidden, samples)
+        return hidden if hidden.shape[1] > 1 else hidden[:, 0]
 
     def check_batching(self, clips: np.ndarray) -> None:
         """Check, once, that clips alone give what they give in a batch; a wrong encoder would be cached for years.
@@ -124,10 +236,11 @@ class Encoder:
                 )
         self._checked = True
 
-    def _forward(self, clips: np.ndarray, output_hidden_states: bool) -> Any:
+    def _values(self, clips: np.ndarray) -> torch.Tensor:
+        """What the model takes: float32 (B, samples), standardised where the checkpoint says so."""
         inputs = self._feature_extractor(list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        values = inputs["input_values"].to(self._device, torch.float32)
-        return self._model(values, output_hidden_states=output_hidden_states)
+        values: torch.Tensor = inputs["input_values"].to(torch.float32)
+        return values
 
     def _cut(self, hidden: torch.Tensor, samples: int) -> torch.Tensor:
         """The frames of the clip: all of them."""
@@ -147,7 +260,8 @@ class WhisperEncoder(Encoder):
         hop = int(self._feature_extractor.hop_length)
         return int(self._model._get_feat_extract_output_lengths(torch.tensor(-(-samples // hop))))
 
-    def _forward(self, clips: np.ndarray, output_hidden_states: bool) -> Any:
+    def _values(self, clips: np.ndarray) -> torch.Tensor:
+        """What the model takes: float32 (B, bands, frames), the log-mel features of 30 s."""
         window = int(self._feature_extractor.n_samples)
         if clips.shape[1] > window:
             raise EncoderError(
@@ -155,22 +269,35 @@ class WhisperEncoder(Encoder):
                 f"got clips of {clips.shape[1] / SAMPLE_RATE:.0f} s"
             )
         inputs = self._feature_extractor(list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        values = inputs["input_features"].to(self._device, torch.float32)
-        return self._model(values, output_hidden_states=output_hidden_states)
+        values: torch.Tensor = inputs["input_features"].to(torch.float32)
+        return values
 
     def _cut(self, hidden: torch.Tensor, samples: int) -> torch.Tensor:
         return hidden[:, :, : self.frames(samples)]
 
 
+@dataclass(frozen=True)
+class _OnItsWay:
+    """A batch's results that are being copied into pinned memory."""
+
+    host: torch.Tensor
+    arrived: torch.cuda.Event
+
+    def result(self) -> torch.Tensor:
+        """The results, once they are there."""
+        self.arrived.synchronize()
+        return self.host
+
+
 def load_encoder(spec: EncoderSpec, device: str = "cpu") -> Encoder:
-    """Load a speech encoder for inference in float32.
+    """Load a speech encoder for inference in the precision that was asked for; its weights are read in float32.
 
     Raises:
         EncoderError: see `mfhca_cache.extraction.checkpoint.load_checkpoint`; or it has no such layers.
     """
     checkpoint = load_checkpoint(spec, device, "speech")
     whisper = checkpoint.model.config.model_type == "whisper"
-    encoder = WhisperEncoder(checkpoint) if whisper else Encoder(checkpoint)
+    encoder = (WhisperEncoder if whisper else Encoder)(checkpoint, spec.precision)
     encoder.layer_numbers(spec.layers)
     return encoder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from mfhca_cache.errors import ManifestError
 from mfhca_cache.extraction.agree import check_plan, corpus_root, wanted_plan
 from mfhca_cache.extraction.build import DecodedClips, Tools, compute_feature, decode_clips
+from mfhca_cache.extraction.engine import AskedEngine, choose_engines, first_clips, resume_engine
 from mfhca_cache.extraction.part import check_part, shards_of_part
 from mfhca_cache.extraction.pipeline import Agreement
 from mfhca_cache.extraction.text import encode_texts
@@ -112,6 +114,7 @@ def estimate(
     shard: tuple[int, int] | None = None,
     device: str = "auto",
     batch: int | None = None,
+    runtime: str = "auto",
     progress: ProgressCallback = silent,
 ) -> Estimate:
     """Say what `extract` with the same arguments would take.
@@ -131,14 +134,20 @@ def estimate(
     check_plan(folder, plan)
     splits = plan.chosen(split)
     names = tuple(item.name for item in splits)
-    features, tools = Agreement(folder, manifest.root, plan, spec, names, device, batch, progress).features()
+    engine = AskedEngine(runtime, batch)
+    features, tools = Agreement(folder, manifest.root, plan, spec, names, device, engine, progress).features()
     retry = mended(folder, plan, features, manifest.root)
     asked = shards_of_part(plan, features, names, shard)
     left = [item for item in asked if not is_done(folder, plan, *item, retry)]
     trial, notes = _Trial(), list[str]()
     if any(info.per == "clip" for info, _ in left):
         try:
-            trial = _try_clips(plan, corpus_root(manifest), tools, left, progress)
+            root = corpus_root(manifest)
+            features, words = _chosen(folder, plan, root, features, tools, left, engine, progress)
+            notes += words
+            by_name = {info.name: info for info in features}
+            asked, left = ([(by_name[info.name], shard) for info, shard in items] for items in (asked, left))
+            trial = _try_clips(plan, root, tools, left, progress)
         except ManifestError as error:
             notes.append(f"no time could be measured: {error}")
         if trial.rejected and not trial.clips:
@@ -180,6 +189,27 @@ class _Trial:
     texts: int = 0
     tokens: int = 0
     rejected: str = ""
+
+
+def _chosen(
+    folder: Path,
+    plan: Plan,
+    root: Path,
+    features: list[FeatureInfo],
+    tools: Tools,
+    left: list[tuple[FeatureInfo, ShardRange]],
+    asked: AskedEngine,
+    progress: ProgressCallback,
+) -> tuple[list[FeatureInfo], list[str]]:
+    """The features with the engine that extraction would begin them with, or goes on with; and notes on it."""
+    trial = partial(first_clips, plan, root, left)
+    features, notes = choose_engines(folder, features, tools.encoder, tools.spec, trial, asked, progress)
+    for info, encoder in ((info, tools.encoder) for info in features if info.kind == "encoder"):
+        if encoder is not None and any(of.name == info.name for of, _ in left):
+            resume_engine(folder, info, encoder)
+            # Nothing is written: what memory does not hold now is no record.
+            encoder.portions.lowered = None
+    return features, notes
 
 
 def _try_clips(

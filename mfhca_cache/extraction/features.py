@@ -9,24 +9,34 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mfhca_cache.extraction.batch_size import DEFAULT_BATCH
 from mfhca_cache.extraction.encoder import Encoder
+from mfhca_cache.extraction.runtimes import version
 from mfhca_cache.extraction.spectrogram import clip_shape
 from mfhca_cache.extraction.text import TextEncoder
-from mfhca_cache.spec import EncoderSpec, ExtractSpec, settings
+from mfhca_cache.spec import PRECISIONS, EncoderSpec, ExtractSpec, Precision, settings
 from mfhca_cache.storage.descriptions import read_feature
 from mfhca_cache.storage.layout import FeatureInfo, clips_per_shard
 
 SPECTROGRAM = "spectrogram"
-_BATCH = {"cpu": 8, "cuda": 64}
 #: Utterances of a shard of text: small, so that a corrected transcript costs little.
 _TEXT_SHARD = 256
 
 
-def new_engine(device: str, batch: int | None) -> dict[str, Any]:
-    """The engine of a feature that is begun now on ``cpu`` or ``cuda``."""
+def new_engine(device: str, batch: int | None, precision: Precision = "fp32") -> dict[str, Any]:
+    """The engine of a feature that is begun now on ``cpu`` or ``cuda``: plain PyTorch, and the usual batch.
+
+    What computes an encoder may be chosen anew: see `mfhca_cache.extraction.engine`.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    batch = batch or _BATCH[device]
-    return {"name": "torch", "device": device, "precision": "float32", "threads": cores, "batch": batch}
+    return {
+        "name": "torch",
+        "version": version("torch"),
+        "device": device,
+        "precision": PRECISIONS[precision],
+        "threads": cores,
+        "batch": batch or DEFAULT_BATCH[device],
+    }
 
 
 def acoustic_features(spec: ExtractSpec) -> dict[str, str]:
@@ -64,6 +74,8 @@ def encoder_feature(spec: ExtractSpec, asked: EncoderSpec, encoder: Encoder, eng
         "preprocessing": encoder.preprocessing,
         "weights_sha256": encoder.weights_sha256,
     }
+    # Left out in float32, so that features from before there was a choice keep their fingerprints.
+    values |= {"precision": asked.precision} if asked.precision != "fp32" else {}
     frames = () if asked.pool else (encoder.frames(spec.clip.samples),)
     shape = (*((len(numbers),) if len(numbers) > 1 else ()), *frames, encoder.width)
     info = _feature(asked.feature, "encoder", values, shape, spec, engine)

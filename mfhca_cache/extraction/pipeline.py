@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from filelock import Timeout
 from mfhca_cache.extraction.agree import (
     agreed_device,
     agreed_feature,
+    agreed_runtime,
     begin_feature,
     check_plan,
     corpus_root,
@@ -29,6 +31,7 @@ from mfhca_cache.extraction.agree import (
 from mfhca_cache.extraction.build import Tools, decode_clips, publish_features, publish_texts
 from mfhca_cache.extraction.checkpoint import RANDOM_TINY, local_folder
 from mfhca_cache.extraction.encoder import load_encoder
+from mfhca_cache.extraction.engine import AskedEngine, choose_engines, first_clips, resume_engine
 from mfhca_cache.extraction.features import (
     acoustic_feature,
     acoustic_features,
@@ -100,6 +103,7 @@ def extract(
     shard: tuple[int, int] | None = None,
     device: str = "auto",
     batch: int | None = None,
+    runtime: str = "auto",
     progress: ProgressCallback = silent,
 ) -> ExtractReport:
     """Extract what is missing of a corpus's features into its cache.
@@ -111,7 +115,9 @@ def extract(
         split: a session, or ``all``; None for all.
         shard: (k, n) for part k of n of those splits, dealt out shard by shard; None for everything.
         device: auto, cpu or cuda; a feature begun before keeps its own.
-        batch: clips an encoder call, for a feature that is begun now.
+        batch: clips an encoder call, for a feature that is begun now; None for what a short trial finds.
+        runtime: what runs the encoder: auto, torch, onednn, openvino or cuda-graph; a feature begun before keeps its
+            own.
         progress: called after each batch.
 
     Raises:
@@ -128,7 +134,8 @@ def extract(
     plan = wanted_plan(manifest, spec)
     check_plan(folder, plan)
     splits = tuple(item.name for item in plan.chosen(split))
-    features, tools = Agreement(folder, manifest.root, plan, spec, splits, device, batch, progress).features()
+    asked = AskedEngine(runtime, batch)
+    features, tools = Agreement(folder, manifest.root, plan, spec, splits, device, asked, progress).features()
     retry = mended(folder, plan, features, manifest.root)
     run = _Run(folder, plan, tools, retry, progress)
     covered = shards_of_part(plan, features, splits, shard)
@@ -138,9 +145,15 @@ def extract(
         run.root = corpus_root(manifest)
     notes = keep_plan(folder, plan)
     if tasks or any(begun_feature(folder, info.name) is None for info in features):
+        trial = partial(first_clips, plan, run.root, [item for task in tasks for item in task.shards])
+        features, words = choose_engines(folder, features, tools.encoder, spec, trial, asked, progress)
+        notes += words
         features = [begin_feature(folder, info) for info in features]
         covered = shards_of_part(plan, features, splits, shard)
         tasks = run.tasks(covered)
+    for info in features:
+        if info.kind == "encoder" and tools.encoder is not None and tasks:
+            resume_engine(folder, info, tools.encoder)
     for per in ("clip", "utterance"):
         total = len({n for info, item in covered if info.per == per for n in range(item.first, item.stop)})
         run.work([task for task in tasks if task.per == per], total)
@@ -239,7 +252,7 @@ class Agreement:
     spec: ExtractSpec
     splits: tuple[str, ...]
     device: str
-    batch: int | None
+    asked: AskedEngine
     progress: ProgressCallback
 
     def features(self) -> tuple[list[FeatureInfo], Tools]:
@@ -250,7 +263,7 @@ class Agreement:
             found.append(agreed_feature(self.folder, acoustic_feature(spec, kind, engine)))
         encoder = text_encoder = None
         if (asked := spec.encoder) is not None and not self._settled(asked, found):
-            engine, device = self._engine(asked.feature)
+            engine, device = self._engine(asked.feature, asked)
             encoder = load_encoder(asked, device)
             found.append(agreed_feature(self.folder, encoder_feature(spec, asked, encoder, engine)))
         if (asked := spec.text_encoder) is not None and not self._settled(asked, found):
@@ -270,12 +283,14 @@ class Agreement:
         self.progress(Progress(f"loading {asked.name}", 0, 0, "clips"))
         return False
 
-    def _engine(self, name: str) -> tuple[dict[str, Any], str]:
+    def _engine(self, name: str, encoder: EncoderSpec | None = None) -> tuple[dict[str, Any], str]:
         """The engine of a feature, and where its encoder is loaded: on the CPU if there is nothing left to compute."""
         if done := self._whole(name):
             return done.engine, "cpu"
         device = agreed_device(self.folder, name, self.device)
-        return new_engine(device, self.batch), device
+        if encoder is not None:
+            agreed_runtime(self.folder, encoder, device, self.asked.runtime)
+        return new_engine(device, self.asked.batch, encoder.precision if encoder else "fp32"), device
 
     def _whole(self, name: str) -> FeatureInfo | None:
         """The feature if it was begun and lacks nothing: then neither its device nor its encoder is needed."""

@@ -28,7 +28,8 @@ from mfhca_cache.storage.commit import shard_receipt
 from mfhca_cache.storage.dataset import CacheDataset
 from mfhca_cache.storage.descriptions import read_feature, read_plan
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, shard_path
-from mfhca_cache.storage.reading import OpenShard, clip_rows, copy_checked
+from mfhca_cache.storage.reading import FeatureReader, OpenMaps, OpenShard, clip_rows, file_signature
+from mfhca_cache.storage.receipts import Held, Receipts
 from mfhca_cache.storage.select import Where, choose_ids
 from mfhca_cache.storage.shard import Receipt, open_shard
 
@@ -46,11 +47,13 @@ class Cache:
     path: Path
     plan: Plan
     features: dict[str, FeatureInfo]
-    _opened: dict[tuple[str, str], OpenShard] = field(default_factory=dict, repr=False)
+    _opened: dict[str, FeatureReader] = field(default_factory=dict, repr=False)
+    _maps: OpenMaps = field(default_factory=OpenMaps, repr=False)
+    _receipts: dict[str, Receipts] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the opened shards: another process opens and checks its own, wherever it runs."""
-        return {**self.__dict__, "path": self.path.absolute(), "_opened": {}}
+        return {**self.__dict__, "path": self.path.absolute(), "_opened": {}, "_maps": OpenMaps(), "_receipts": {}}
 
     @property
     def corpus(self) -> str:
@@ -85,9 +88,9 @@ class Cache:
 
     def missing(self, feature: str) -> dict[str, int]:
         """Split → shards of it that are not extracted yet; splits that are complete are not listed."""
-        info, result = self.feature(feature), dict[str, int]()
-        for shard in self.plan.shards(info):
-            if self._receipt(info, shard) is None:
+        result: dict[str, int] = {}
+        for shard, held in self._held(feature):
+            if held is None:
                 result[shard.split] = result.get(shard.split, 0) + 1
         return result
 
@@ -95,28 +98,20 @@ class Cache:
         """utterance_id → why extraction rejected it, for any of the features (default: all), of some splits or all."""
         found: dict[str, str] = {}
         for name in self.features if features is None else features:
-            for receipt in self.receipts(name, splits).values():
-                if receipt:
-                    found |= {item.path: item.reason for item in receipt.rejected}
+            for _, held in self._held(name, splits):
+                if held:
+                    found |= {item.path: item.reason for item in held.rejected}
         return found
 
     def available(self, features: Sequence[str], splits: Collection[str] | None = None) -> list[str]:
         """Ids of the utterances all of whose clips are there in every one of the features, in the plan's order.
 
+        By the receipts: a shard's file is opened when its clips are read.
+
         Args:
             splits: look at these splits alone; None for all.
         """
-        whole = np.ones(len(self.plan.utterances), dtype=bool)
-        for name in features:
-            info = self.feature(name)
-            first, units = self._units(info)
-            stored = np.zeros(int(units.sum()) + 1, dtype=np.int64)
-            for shard in self.plan.shards(info, splits):
-                if (name, shard.name) in self._opened or self._receipt(info, shard) is not None:
-                    stored[self._open(name, shard).shard.clip + 1] = 1
-            total = np.cumsum(stored)
-            whole &= total[first + units] - total[first] == units
-        return list(self.plan.utterances["utterance_id"][whole])
+        return list(self.plan.utterances["utterance_id"].to_numpy()[self._whole(features, splits)])
 
     def select(self, where: Where = None, features: str | Sequence[str] = ()) -> list[str]:
         """Ids of the utterances that ``where`` chooses and that all the features hold.
@@ -207,36 +202,88 @@ class Cache:
         return shard_receipt(self.path, self.plan, info, shard)
 
     def _open(self, feature: str, shard: ShardRange) -> OpenShard:
-        key = (feature, shard.name)
-        if key not in self._opened:
-            info = self.features[feature]
-            receipt = self._receipt(info, shard)
-            if receipt is None:
-                raise CacheError(
-                    f"{self.path}: {feature} of {shard.name} is not extracted yet; "
-                    f"run `mfhca extract --split {shard.split}`"
-                )
-            opened = open_shard(shard_path(self.path, info, shard), receipt)
-            self._opened[key] = OpenShard(opened, np.zeros(len(opened.clip), dtype=bool))
-        return self._opened[key]
+        """A shard opened by its receipt, its metadata checked; nothing of it is kept."""
+        info = self.features[feature]
+        receipt = self._receipt(info, shard)
+        if receipt is None:
+            raise CacheError(
+                f"{self.path}: {feature} of {shard.name} is not extracted yet; "
+                f"run `mfhca extract --split {shard.split}`"
+            )
+        path = shard_path(self.path, info, shard)
+        # Looked at before it is opened: a file that takes its place meanwhile is then known for another.
+        signature = file_signature(path.stat()) if path.exists() else ()
+        return OpenShard(open_shard(path, receipt), signature)
+
+    def _reader(self, feature: str) -> FeatureReader:
+        """What reads a feature's clips, made when it is first asked for."""
+        reader = self._opened.get(feature)
+        if reader is None:
+            info = self.feature(feature)
+            reader = FeatureReader(
+                info.per,
+                self.plan.shards(info),
+                lambda shard: shard_path(self.path, info, shard),
+                lambda shard: self._open(feature, shard),
+                self._maps,
+            )
+            reader = self._opened.setdefault(feature, reader)
+        return reader
 
     def _rows(self, names: Sequence[str], utterance_ids: Iterable[str] | None) -> pd.DataFrame:
         """Rows of the plan for the ids asked, each wholly there."""
         table = self.plan.utterances
-        place = pd.Series(table.index, index=table["utterance_id"])
         if utterance_ids is None:
-            return table.loc[place[self.available(names)].to_numpy()]
+            return table[self._whole(names)]
         ids = list(utterance_ids)
-        unknown = [name for name in ids if name not in place.index]
+        rows = self.plan.rows_of(ids)
+        unknown = [ids[number] for number in np.flatnonzero(rows < 0)]
         if unknown:
             raise CacheError(f"{self.path}: no utterance {unknown[0]!r} in this cache ({len(unknown)} such ids)")
-        absent = sorted(set(ids) - set(self.available(names, set(table.loc[place[ids], "split"]))))
+        whole = self._whole(names, set(pd.unique(table["split"].to_numpy()[rows])))
+        absent = sorted({ids[number] for number in np.flatnonzero(~whole[rows])})
         if absent:
             reason = self.rejected(names).get(absent[0])
-            split = str(table.loc[place[absent[0]], "split"])
+            split = str(table["split"].iloc[self.plan.rows_of(absent[:1])[0]])
             why = f"it was rejected: {reason}" if reason else f"run `mfhca extract --split {split}`"
             raise CacheError(f"{self.path}: {absent[0]!r} has no {' and '.join(names)} ({len(absent)} such ids); {why}")
-        return table.loc[place[ids].to_numpy()]
+        return table.iloc[rows]
+
+    def _held(self, feature: str, splits: Collection[str] | None = None) -> list[tuple[ShardRange, Held | None]]:
+        """A feature's shards, and what each holds by its receipt."""
+        info = self.feature(feature)
+        shards = self.plan.shards(info, splits)
+        receipts = self._receipts.setdefault(feature, Receipts(self.path, self.plan, info))
+        return list(zip(shards, receipts.held(shards), strict=True))
+
+    def _whole(self, features: Sequence[str], splits: Collection[str] | None = None) -> np.ndarray:
+        """Which utterances are wholly there in every one of the features: bool, in the plan's order."""
+        whole = np.ones(len(self.plan.utterances), dtype=bool)
+        for name in features:
+            info = self.feature(name)
+            stored = np.zeros(self.plan.units(info.per)[-1].stop, dtype=bool)
+            for shard, held in self._held(name, splits):
+                if held is not None:
+                    stored[shard.first : shard.stop] = self._stored(info, shard, held)
+            if info.per == "clip":
+                stored = np.logical_and.reduceat(stored, self.plan.utterances["first_clip"].to_numpy())
+            whole &= stored
+        return whole
+
+    def _stored(self, info: FeatureInfo, shard: ShardRange, held: Held) -> np.ndarray:
+        """Which clips (or utterances) of a committed shard's run it holds, bool."""
+        stored = np.ones(shard.stop - shard.first, dtype=bool)
+        first, units = self._units(info)
+        lost, rows = {item.path for item in held.rejected}, self.plan.rows_of_run(info.per, shard.first, shard.stop)
+        for row, name in enumerate(self.plan.ids(rows) if lost else (), rows.start):
+            if name in lost:
+                start, stop = int(first[row]) - shard.first, int(first[row] + units[row]) - shard.first
+                stored[max(0, start) : stop] = False
+        if np.count_nonzero(stored) != held.rows:
+            # Not as extraction writes it: the shard itself says what it holds.
+            stored[:] = False
+            stored[self._open(info.name, shard).shard.clip - shard.first] = True
+        return stored
 
     def _units(self, info: FeatureInfo) -> tuple[np.ndarray, np.ndarray]:
         """First unit of each utterance and how many it has: clips, or itself."""
@@ -252,65 +299,34 @@ class Cache:
 
         Args:
             wanted: (clips,) the ``plan_row`` of clips that the feature holds (`clip_table`), in any order.
-            out: None for the valid frames alone.
+            out: of the shape and type that is stored; None for the valid frames alone.
 
         Raises:
             CacheError: damaged bytes, or a clip that the shard does not hold.
         """
-        info = self.feature(feature)
-        valid = np.empty(len(wanted), dtype=np.int32)
-        done = 0
-        for shard in self.plan.shards(info):
-            places = np.flatnonzero((wanted >= shard.first) & (wanted < shard.stop))
-            if not len(places):
-                continue
-            opened = self._open(info.name, shard)
-            rows = self._stored_rows(info, shard, wanted[places])
-            if out is not None and (bad := copy_checked(opened, rows, out, places)):
-                raise self._damage(info, shard, bad)
-            valid[places] = opened.shard.valid[rows]
-            done += len(places)
-            progress(Progress(f"loading {info.name}", done, len(wanted), "clips"))
-        return valid
+
+        def tell(done: int) -> None:
+            progress(Progress(f"loading {feature}", done, len(wanted), "clips"))
+
+        return self._reader(feature).copy(wanted, out, tell)
 
     def copy_utterances(
         self, feature: str, wanted: np.ndarray, progress: ProgressCallback = silent
     ) -> list[torch.Tensor]:
         """The rows (rows, …) of each utterance ``wanted`` (rows of the plan, any order), checked, of a text feature."""
-        info = self.feature(feature)
+        reader, info = self._reader(feature), self.feature(feature)
         found: dict[int, torch.Tensor] = {}
-        for shard in self.plan.shards(info):
-            places = sorted({int(place) for place in wanted if shard.first <= place < shard.stop})
-            if not places:
-                continue
-            opened = self._open(info.name, shard)
-            rows = self._stored_rows(info, shard, np.array(places))
-            out = np.empty((len(rows), *opened.shard.data.shape[1:]), dtype=info.dtype)
-            if bad := copy_checked(opened, rows, out, np.arange(len(rows))):
-                raise self._damage(info, shard, bad)
-            for number, place in enumerate(places):
-                found[place] = torch.from_numpy(out[number, : opened.shard.valid[rows[number]]].copy())
-            progress(Progress(f"loading {info.name}", len(found), len(wanted), "utterances"))
-        return [found[place] for place in wanted]
-
-    def _stored_rows(self, info: FeatureInfo, shard: ShardRange, wanted: np.ndarray) -> np.ndarray:
-        """Where in an opened shard the clips or utterances lie."""
-        stored = self._opened[info.name, shard.name].shard.clip
-        rows = np.searchsorted(stored, wanted)
-        # A shard that was extracted again since they were chosen may hold fewer.
-        if not np.array_equal(np.append(stored, -1)[rows], wanted):
-            raise CacheError(
-                f"{shard_path(self.path, info, shard)}: its {info.per}s are not those of before; open the cache again"
-            )
-        return rows
-
-    def _damage(self, info: FeatureInfo, shard: ShardRange, rows: Sequence[int]) -> CacheError:
-        first, path = self._opened[info.name, shard.name].shard.clip[rows[0]], shard_path(self.path, info, shard)
-        return CacheError(
-            f"{path}: {len(rows)} {info.per}(s) are damaged (their digests differ), the first "
-            f"being {info.per} {first} of the plan; delete {shard.name}.json beside it "
-            f"and run `mfhca extract --split {shard.split}`"
-        )
+        places = np.unique(wanted).astype(np.int64)
+        numbers = reader.shards_of(places)
+        for number in np.unique(numbers).tolist():
+            part = places[numbers == number]
+            # Padded to the longest of its shard, which others need not share.
+            out = np.empty((len(part), *reader.row_shape(number)), dtype=info.dtype)
+            valid = reader.copy(part, out)
+            for place, row, count in zip(part.tolist(), out, valid.tolist(), strict=True):
+                found[place] = torch.from_numpy(row[:count].copy())
+            progress(Progress(f"loading {info.name}", len(found), len(places), "utterances"))
+        return [found[int(place)] for place in wanted]
 
 
 def open_cache(path: str | Path) -> Cache:

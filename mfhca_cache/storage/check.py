@@ -20,7 +20,7 @@ from mfhca_cache.storage.commit import disk_refuses, is_committed, shard_receipt
 from mfhca_cache.storage.descriptions import read_feature, read_plan
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, shard_path
 from mfhca_cache.storage.publish import LOCKS
-from mfhca_cache.storage.shard import Receipt, file_sha256, open_shard, read_receipt
+from mfhca_cache.storage.shard import Receipt, file_sha256, read_metadata, read_receipt
 
 #: A writer's temporary file: a dot, the name it will have, and what tells writers apart.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[^.]+\.tmp")
@@ -178,7 +178,7 @@ def check_bytes(path: Path, receipt: Receipt, *, deep: bool) -> None:
         CacheError: it is not what the receipt says.
         OSError: it could not be read.
     """
-    open_shard(path, receipt)
+    read_metadata(path, receipt)
     if deep and file_sha256(path) != receipt.sha256:
         raise CacheError(
             f"{path}: its bytes have changed since it was written (the SHA-256 differs); "

@@ -40,6 +40,9 @@ def _feature_options(info: FeatureInfo, spectrogram: bool) -> list[str]:
     if info.kind != "encoder":
         return ["--encoder", "none", *(["--features", info.name] if info.kind != "spectrogram" else [])]
     words, stem = ["--encoder", name], info.name
+    if info.settings.get("precision"):
+        words += ["--precision", str(info.settings["precision"])]
+        stem = stem.removesuffix(f".{info.settings['precision']}")
     if info.source.get("revision"):
         words += ["--revision", str(info.source["revision"])]
     if info.settings.get("pool"):

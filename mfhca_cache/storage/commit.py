@@ -12,7 +12,7 @@ from pathlib import Path
 from mfhca_cache.errors import CacheError, StaleShardError
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, shard_path
 from mfhca_cache.storage.publish import publish, publish_json, remove_temporaries, sync_folder
-from mfhca_cache.storage.shard import Receipt, open_shard, read_receipt
+from mfhca_cache.storage.shard import Receipt, read_metadata, read_receipt
 
 
 def commit_shard(folder: Path, name: str, content: bytes | memoryview, receipt: Receipt) -> None:
@@ -63,7 +63,7 @@ def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
     wanted = (shard.name, info.fingerprint, shard.first, shard.stop, info.dtype)
     rejected = {item.path for item in receipt.rejected}
     expected = sources = plan.sources(info, shard)
-    if info.per == "clip":
+    if info.per == "clip" and rejected:
         expected = {name: digest for name, digest in sources.items() if name not in rejected}
     if stated != wanted or not info.fits(receipt.shape) or not rejected <= set(sources):
         raise CacheError(f"{path}: belongs to another plan or other settings; delete it and extract this shard again")
@@ -81,7 +81,7 @@ def whole_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
     try:
         receipt = shard_receipt(folder, plan, info, shard)
         if receipt is not None:
-            open_shard(shard_path(folder, info, shard), receipt)
+            read_metadata(shard_path(folder, info, shard), receipt)
     except CacheError:
         return None
     return receipt
@@ -124,7 +124,7 @@ def _following(folder: Path, name: str) -> Receipt | None:
         return None
     try:
         receipt = read_receipt(_next(folder, name))
-        open_shard(folder / f"{name}.h5", receipt)
+        read_metadata(folder / f"{name}.h5", receipt)
     except CacheError as error:
         # What cannot be read today may be in force all the same.
         if disk_refuses(error):

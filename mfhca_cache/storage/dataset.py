@@ -34,6 +34,17 @@ def frame_mask(valid: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=valid.device) < valid[..., None]
 
 
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    """`torch.stack`, without a copy where the tensors lie one behind the other, as the items of one batch do."""
+    first, size = values[0], values[0].numel()
+    storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
+    for number, value in enumerate(values):
+        there = value.untyped_storage().data_ptr() == storage and value.storage_offset() == offset + number * size
+        if not there or value.shape != first.shape or not value.is_contiguous():
+            return torch.stack(list(values))
+    return first.as_strided((len(values), *first.shape), (size, *first.stride()))
+
+
 class CacheDataset(Dataset[dict[str, Any]]):
     """Clips, or utterances with all their clips; made by `Cache.dataset`.
 
@@ -84,7 +95,8 @@ class CacheDataset(Dataset[dict[str, Any]]):
         self._utterance_row = pd.Index(table["utterance_id"]).get_indexer(pd.Index(ids, dtype=object))
         self.utterances = table.iloc[self._utterance_row].reset_index(drop=True)
         self._ids, self._labels = list(self.utterances["utterance_id"]), list(self.utterances["label"])
-        self._stop = self.utterances["clips"].to_numpy().cumsum()
+        self._clip, self._clips = self.clips["clip"].to_numpy(), self.utterances["clips"].to_numpy()
+        self._stop = self._clips.cumsum()
 
     def __len__(self) -> int:
         return len(self.clips) if self.by == "clip" else len(self.utterances)
@@ -99,10 +111,10 @@ class CacheDataset(Dataset[dict[str, Any]]):
             owner, rows, sizes = np.searchsorted(self._stop, places, side="right"), places, None
         else:
             owner = places
-            sizes = self.utterances["clips"].to_numpy()[places]
+            sizes = self._clips[places]
             rows = np.concatenate([np.arange(s - n, s) for s, n in zip(self._stop[places], sizes, strict=True)])
         items: list[dict[str, Any]] = [{"utterance_id": self._ids[at], "label": self._labels[at]} for at in owner]
-        numbers = self.clips["clip"].to_numpy()[rows] if sizes is None else sizes
+        numbers = self._clip[rows] if sizes is None else sizes
         for item, number in zip(items, numbers.tolist(), strict=True):
             item["clip" if sizes is None else "clips"] = number
         for name in self.features:
@@ -146,7 +158,7 @@ class CacheDataset(Dataset[dict[str, Any]]):
                 batch[name], batch[f"valid_{name}"] = pad_sequence(values, batch_first=True), torch.tensor(valid)
                 frames = batch[name].shape[1]
             elif self.by == "clip":
-                batch[name], batch[f"valid_{name}"] = torch.stack(values), torch.tensor(valid)
+                batch[name], batch[f"valid_{name}"] = _stack(values), torch.tensor(valid)
             else:
                 batch[name] = pad_sequence(values, batch_first=True)
                 batch[f"valid_{name}"] = pad_sequence(valid, batch_first=True)

@@ -168,6 +168,8 @@ def _check_feature(info: FeatureInfo) -> None:
     engine = info.engine
     if engine["device"] not in ("cpu", "cuda") or not all(_is_count(engine[key], 2**20) for key in _ENGINE_COUNTS):
         raise ValueError(f"got the engine {engine}")
+    if not all(isinstance(engine.get(key, ""), str) for key in ("name", "version", "precision")):
+        raise ValueError(f"got the engine {engine}")
 
 
 def _is_count(value: object, most: int) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +20,21 @@ import numpy as np
 import pandas as pd
 
 from mfhca_cache.errors import CacheError
-from mfhca_cache.manifest import natural_key, samples_16k
-from mfhca_cache.spec import FORMAT_VERSION, ClipSpec, differences, fingerprint, settings
+from mfhca_cache.manifest import is_ascending, natural_key, samples_16k
+from mfhca_cache.spec import FORMAT_VERSION, ClipSpec, canonical_json, differences, fingerprint, settings
 
 MAX_SHARD_CLIPS = 512
 MAX_SHARD_BYTES = 256 * 2**20
+#: What of an engine decides the last digits of what it computes; the rest is what was measured of it.
+ENGINE = ("name", "version", "device", "precision", "threads", "batch")
 #: What a row of a shard is.
 Unit = Literal["clip", "utterance"]
 #: A change in one of these makes other clips; the other columns may be corrected later.
 IDENTITY = ("utterance_id", "session", "seconds", "sample_rate", "sha256")
+
+_CHUNK_ROWS = 2**16
+#: What JSON escapes beside the quotation mark.
+_ESCAPED = bytes(range(32)) + b"\\"
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,10 @@ class Plan:
     utterances: pd.DataFrame
     splits: tuple[Split, ...]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields alone, without what was derived from them."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
     @property
     def clips(self) -> int:
         """Clips of the whole plan."""
@@ -102,18 +113,46 @@ class Plan:
         chosen = [split for split in self.units(info.per) if splits is None or split.name in splits]
         return [shard for split in chosen for shard in info.shards(split)]
 
+    def rows_of_run(self, per: Unit, first: int, stop: int) -> slice:
+        """Rows of ``utterances`` that a run of clips, or of utterances, belongs to."""
+        if per == "utterance":
+            return slice(first, stop)
+        begin, end = np.searchsorted(self._first_clips, [first, stop - 1], side="right").tolist()
+        return slice(begin - 1, end)
+
+    def rows_of(self, ids: Iterable[str]) -> np.ndarray:
+        """Rows of ``utterances`` that ids have, int64; -1 for an id that is not there."""
+        return self._index.get_indexer(pd.Index(list(ids), dtype=object)).astype(np.int64)
+
     def audio(self, first: int, stop: int) -> dict[str, str]:
         """utterance_id → SHA-256 of the audio, of the utterances that the clips ``first`` to ``stop`` belong to."""
-        table = self.utterances
-        begin, end = np.searchsorted(table["first_clip"], [first, stop - 1], side="right")
-        part = table.iloc[begin - 1 : end]
-        return dict(zip(part["utterance_id"], part["sha256"], strict=True))
+        return self._listed("sha256", self.rows_of_run("clip", first, stop))
 
     def texts(self, first: int, stop: int) -> dict[str, str]:
         """utterance_id → SHA-256 of the transcript, of the utterances ``first`` to ``stop``."""
-        part = self.utterances.iloc[first:stop]
-        digests = [hashlib.sha256(text.encode()).hexdigest() for text in part["text"]]
-        return dict(zip(part["utterance_id"], digests, strict=True))
+        texts = self._listed("text", slice(first, stop))
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+    def ids(self, rows: slice) -> list[str]:
+        """The ids of some rows of ``utterances``."""
+        return list(self._columns["utterance_id"][rows].tolist())
+
+    def _listed(self, column: str, rows: slice) -> dict[str, str]:
+        """utterance_id → its cell in a column, of some rows of ``utterances``."""
+        return dict(zip(self.ids(rows), self._columns[column][rows].tolist(), strict=True))
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self._columns["utterance_id"], dtype=object)
+
+    @cached_property
+    def _first_clips(self) -> np.ndarray:
+        return self.utterances["first_clip"].to_numpy()
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        # A row of a DataFrame costs more than all that is done with it.
+        return {name: self.utterances[name].to_numpy() for name in ("utterance_id", "sha256", "text")}
 
     def sources(self, info: FeatureInfo, shard: ShardRange) -> dict[str, str]:
         """utterance_id → SHA-256 of what a feature's shard is made from: the audio, or the transcript."""
@@ -123,12 +162,35 @@ class Plan:
         """First and stop of the clips that a shard is about, also where its rows are utterances."""
         if info.per == "clip":
             return shard.first, shard.stop
-        edges = [*self.utterances["first_clip"], self.clips]
-        return int(edges[shard.first]), int(edges[shard.stop])
+        first, stop = (
+            int(self._first_clips[row]) if row < len(self._first_clips) else self.clips
+            for row in (shard.first, shard.stop)
+        )
+        return first, stop
 
     def identity(self) -> str:
         """Fingerprint of what the clips are cut from: ids, sessions, lengths and audio digests, in order."""
-        return fingerprint([[str(value) for value in row] for row in self.utterances[list(IDENTITY)].to_numpy()])
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        digest = hashlib.sha256(b"[")
+        for at in range(0, len(self.utterances), _CHUNK_ROWS):
+            digest.update(b"," if at else b"")
+            digest.update(_canonical_rows(self.utterances.iloc[at : at + _CHUNK_ROWS]))
+        digest.update(b"]")
+        return digest.hexdigest()
+
+
+def _canonical_rows(utterances: pd.DataFrame) -> bytes:
+    """The values of `IDENTITY` as strings, a list a row, in canonical JSON without the outermost brackets."""
+    columns = [list(map(str, utterances[name].tolist())) for name in IDENTITY]
+    text = '"],["'.join(map('","'.join, zip(*columns, strict=True)))
+    data = f'["{text}"]'.encode()
+    # Quotes are those put in here, and nothing else is to be escaped.
+    if data.count(b'"') == 2 * len(IDENTITY) * len(utterances) and data.translate(None, _ESCAPED) == data:
+        return data
+    return canonical_json(list(zip(*columns, strict=True)))[1:-1]
 
 
 @dataclass(frozen=True)
@@ -143,7 +205,7 @@ class FeatureInfo:
             a text: (0, 768), where 0 stands for as many rows as the longest text of the shard has.
         dtype: float16 or float32.
         clips_per_shard: at most so many (utterances, for a feature of utterances).
-        engine: device, precision, threads, batch: fixed when the feature is begun.
+        engine: what computes it, see `ENGINE`: fixed when the feature is begun, but for a batch that memory lowers.
         source: where an encoder came from: name, revision, commit.
         random_weights: the encoder was never trained; its features mean nothing.
         per: what a row of its shards is: a ``clip``, or an ``utterance`` of any length.
@@ -202,23 +264,29 @@ def clips_per_shard(clip_bytes: int) -> int:
 
 def make_plan(corpus: str, utterances: pd.DataFrame, clip: ClipSpec, rows: str) -> Plan:
     """Number the clips of the rows: by split in natural order, within a split by utterance_id."""
-    table = utterances.copy()
-    with_sessions = bool((table["session"] != "").any())
-    if with_sessions and (table["session"] == "").any():
-        row = table[table["session"] == ""].iloc[0]
+    table = utterances.copy(deep=False)
+    named = (table["session"] != "").to_numpy()
+    if named.any() and not named.all():
+        row = table[~named].iloc[0]
         raise CacheError(
             f"{row['utterance_id']!r} has no session, other rows have; fill the column for all or for none"
         )
-    table["split"] = table["session"] if with_sessions else "all"
-    order = {name: number for number, name in enumerate(sorted(set(table["split"]), key=natural_key))}
-    table = table.assign(_order=table["split"].map(order)).sort_values(["_order", "utterance_id"], kind="stable")
-    table = table.drop(columns="_order").reset_index(drop=True)
+    table["split"] = table["session"] if named.any() else "all"
+    if not is_ascending(table["utterance_id"]):
+        table = table.sort_values("utterance_id", kind="stable")
+    codes, found = pd.factorize(table["split"])
+    names = sorted(map(str, found), key=natural_key)
+    rank = {name: number for number, name in enumerate(names)}
+    ranks = np.array([rank[str(name)] for name in found], dtype=np.int64)[codes]
+    if (np.diff(ranks) < 0).any():
+        table = table.iloc[np.argsort(ranks, kind="stable")]
+    table = table.reset_index(drop=True)
     table["clips"] = -(-samples_16k(table) // clip.samples)
     table["first_clip"] = table["clips"].cumsum() - table["clips"]
-    splits = tuple(
-        Split(str(name), int(part["first_clip"].iloc[0]), int((part["first_clip"] + part["clips"]).iloc[-1]))
-        for name, part in table.groupby("split", sort=False)
-    )
+    # Where the next split's rows begin, and behind the last row.
+    stops = np.cumsum(np.bincount(ranks, minlength=len(names)))
+    edges = [0, *(table["first_clip"] + table["clips"]).to_numpy()[stops - 1].tolist()]
+    splits = tuple(Split(name, first, stop) for name, (first, stop) in zip(names, pairwise(edges), strict=True))
     return Plan(corpus, clip, rows, table, splits)
 
 

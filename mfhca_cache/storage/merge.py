@@ -22,7 +22,7 @@ from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.storage.check import check_bytes
 from mfhca_cache.storage.commit import settle, shard_receipt, whole_receipt
 from mfhca_cache.storage.descriptions import read_feature, read_plan, remove_plan_leftovers, write_feature, write_plan
-from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, plan_differences, shard_path
+from mfhca_cache.storage.layout import ENGINE, FeatureInfo, Plan, ShardRange, plan_differences, shard_path
 from mfhca_cache.storage.publish import LOCKS, free_bytes, lock, make_folder, publish, publish_json, remove_temporaries
 from mfhca_cache.storage.shard import Receipt, open_shard
 
@@ -124,7 +124,8 @@ def _check_feature(folder: Path, have: FeatureInfo, source: Cache, info: Feature
             f"{source.path / info.name} was made with other settings or weights than {folder / have.name}, and shards "
             "of two kinds are never mixed; nothing was changed.\n  " + "\n  ".join(changed)
         )
-    engines = differences(have.engine, info.engine)
+    before, now = ({key: item.engine.get(key) for key in ENGINE} for item in (have, info))
+    engines = differences(before, now)
     if engines:
         report.notes.append(
             f"{info.name} of {source.path} was computed by another engine ({'; '.join(engines)}): "

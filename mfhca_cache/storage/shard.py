@@ -206,6 +206,23 @@ def open_shard(path: Path, receipt: Receipt) -> Shard:
         CacheError: missing, of another size, damaged outside the array, or built of HDF5 constructions that a shard
             never has (links, filters, virtual or external storage).
     """
+    clip, valid, digest = read_metadata(path, receipt)
+    try:
+        if receipt.nbytes:
+            data = np.memmap(path, receipt.dtype, "r", receipt.offset, receipt.shape)
+        else:
+            data = np.empty(receipt.shape, receipt.dtype)  # type: ignore[assignment]
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from error
+    return Shard(data, clip, valid, digest, receipt)
+
+
+def read_metadata(path: Path, receipt: Receipt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A shard's clip (N,), valid (N,) and digest (N, 16), checked as `open_shard` does, without its array.
+
+    Raises:
+        CacheError: see `open_shard`.
+    """
     try:
         size = regular_size(path)
         if size != receipt.size:
@@ -215,19 +232,18 @@ def open_shard(path: Path, receipt: Receipt) -> Shard:
         with path.open("rb") as file:
             before = file.read(receipt.offset)
             file.seek(receipt.offset + receipt.nbytes)
-            after = file.read()
-        if _head_sha256(before, after) != receipt.head_sha256:
+            head = before + file.read(size - receipt.nbytes - len(before))
+        if hashlib.sha256(head).hexdigest() != receipt.head_sha256:
             raise CacheError(f"{path}: its metadata is damaged (the digest differs); extract this shard again")
-        clip, valid, digest = _read_small(path, receipt)
-        if receipt.nbytes:
-            data = np.memmap(path, receipt.dtype, "r", receipt.offset, receipt.shape)
-        else:
-            data = np.empty(receipt.shape, receipt.dtype)  # type: ignore[assignment]
+        return _read_small(path, receipt, head)
     except FileNotFoundError:
         raise CacheError(f"{path}: the file is gone, its receipt is there; extract this shard again") from None
     except _DAMAGE as error:
-        raise CacheError(f"{path}: not readable as a shard ({error}); extract this shard again") from error
-    return Shard(data, clip, valid, digest, receipt)
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> CacheError:
+    return CacheError(f"{path}: not readable as a shard ({error}); extract this shard again")
 
 
 def file_sha256(path: Path) -> str:
@@ -261,8 +277,56 @@ def _head_sha256(before: bytes | memoryview, after: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def _read_small(path: Path, receipt: Receipt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """clip, valid and digest, from a file that holds plain contiguous datasets and nothing else."""
+@dataclass(frozen=True)
+class _Layout:
+    """Where a shard's small arrays lie among the bytes beside its array, and all those bytes but them and its name."""
+
+    places: tuple[slice, ...]
+    rest: bytes
+
+
+#: Of shards that HDF5 has read, by shape and size: most shards of a feature differ in their arrays and name alone.
+_LAYOUTS: dict[tuple[Any, ...], _Layout] = {}
+_MOST_LAYOUTS = 512
+
+
+def _read_small(path: Path, receipt: Receipt, head: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """clip, valid and digest, from a file that holds plain contiguous datasets and nothing else.
+
+    Args:
+        head: all of the file's bytes but the array's.
+    """
+    key = (receipt.shape, receipt.dtype, receipt.size, receipt.offset, len(receipt.shard), receipt.fingerprint)
+    layout = _LAYOUTS.get(key)
+    if layout is None or _rest(head, receipt, layout.places) != layout.rest:
+        places = _find_small(path, receipt)
+        layout = _Layout(places, _rest(head, receipt, places))
+        if len(_LAYOUTS) >= _MOST_LAYOUTS:
+            _LAYOUTS.clear()
+        _LAYOUTS[key] = layout
+    clip, valid, digest = (
+        np.frombuffer(head[place], kind).copy() for place, kind in zip(layout.places, ("i8", "i4", "u1"), strict=True)
+    )
+    inside = not len(clip) or (receipt.first <= clip[0] and clip[-1] < receipt.stop)
+    if not inside or bool(np.any(np.diff(clip) <= 0)):
+        raise ValueError("its clips are not in order within the receipt's range")
+    if len(valid) and valid.min() < 0:
+        raise ValueError("a clip has a negative number of valid frames")
+    return clip, valid, digest.reshape(-1, DIGEST_BYTES)
+
+
+def _rest(head: bytes, receipt: Receipt, places: tuple[slice, ...]) -> bytes:
+    """What of ``head`` is the same in all shards of one layout: the small arrays cut out, the name struck out."""
+    kept, at = [], 0
+    for place in sorted(places, key=lambda place: place.start):
+        kept.append(head[at : place.start])
+        at = max(at, place.stop)
+    kept.append(head[at:])
+    return b"".join(kept).replace(receipt.shard.encode(), b"*" * len(receipt.shard))
+
+
+def _find_small(path: Path, receipt: Receipt) -> tuple[slice, ...]:
+    """Where clip, valid and digest lie among the bytes beside the array, as HDF5 has it."""
     count = receipt.shape[0]
     expected: dict[str, tuple[tuple[int, ...], str]] = {
         "data": (receipt.shape, receipt.dtype),
@@ -270,18 +334,21 @@ def _read_small(path: Path, receipt: Receipt) -> tuple[np.ndarray, np.ndarray, n
         "valid": ((count,), "int32"),
         "digest": ((count, DIGEST_BYTES), "uint8"),
     }
+    places = []
     with h5py.File(path, "r") as file:
         _check_root(file.id, set(expected))
         arrays = {name: _check_dataset(file.id, name, *expected[name], receipt.size) for name in expected}
         if receipt.nbytes and arrays["data"].get_offset() != receipt.offset:
             raise ValueError("the array is not where the receipt says")
-        clip, valid, digest = (h5py.Dataset(arrays[name])[...] for name in ("clip", "valid", "digest"))
-    inside = count == 0 or (receipt.first <= clip[0] and clip[-1] < receipt.stop)
-    if not inside or bool(np.any(np.diff(clip) <= 0)):
-        raise ValueError("its clips are not in order within the receipt's range")
-    if count and valid.min() < 0:
-        raise ValueError("a clip has a negative number of valid frames")
-    return clip, valid, digest
+        for name in ("clip", "valid", "digest"):
+            shape, kind = expected[name]
+            nbytes = math.prod(shape) * np.dtype(kind).itemsize
+            start = arrays[name].get_offset() if nbytes else 0
+            if start < receipt.offset + receipt.nbytes and start + nbytes > receipt.offset and nbytes:
+                raise ValueError(f"{name} lies within the array")
+            start -= receipt.nbytes if start > receipt.offset else 0
+            places.append(slice(start, start + nbytes))
+    return tuple(places)
 
 
 def _check_root(file: Any, expected: set[str]) -> None:
