@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from mfhca_cache.extraction.pipeline import ExtractReport
 from mfhca_cache.extraction.pipeline import extract as extract_corpus
+from mfhca_cache.extraction.report import ExtractReport
 from mfhca_cache.manifest import Manifest, read_manifest
 from mfhca_cache.spec import (
     ClipSpec,

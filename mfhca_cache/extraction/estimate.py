@@ -11,11 +11,12 @@ import numpy as np
 
 from mfhca_cache.errors import ManifestError
 from mfhca_cache.extraction.agree import check_plan, corpus_root, wanted_plan
-from mfhca_cache.extraction.build import DecodedClips, Tools, compute_feature, decode_clips
+from mfhca_cache.extraction.build import Tools, compute_feature
+from mfhca_cache.extraction.decode import DecodedClips, decode_clips
 from mfhca_cache.extraction.part import check_part, shards_of_part
 from mfhca_cache.extraction.pipeline import Agreement
 from mfhca_cache.extraction.text import encode_texts
-from mfhca_cache.extraction.work import is_done, mended
+from mfhca_cache.extraction.work import Survey
 from mfhca_cache.manifest import Manifest
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import ExtractSpec
@@ -131,10 +132,10 @@ def estimate(
     check_plan(folder, plan)
     splits = plan.chosen(split)
     names = tuple(item.name for item in splits)
-    features, tools = Agreement(folder, manifest.root, plan, spec, names, device, batch, progress).features()
-    retry = mended(folder, plan, features, manifest.root)
+    survey = Survey(folder, plan, manifest.root)
+    features, tools = Agreement(folder, manifest.root, plan, spec, names, device, batch, progress, survey).features()
     asked = shards_of_part(plan, features, names, shard)
-    left = [item for item in asked if not is_done(folder, plan, *item, retry)]
+    left = [item for item in asked if not survey.is_done(*item)]
     trial, notes = _Trial(), list[str]()
     if any(info.per == "clip" for info, _ in left):
         try:
