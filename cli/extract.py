@@ -97,6 +97,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--pre-emphasis", type=float, default=0.0, show_default=True, help="Of the spectrogram; 0 is off.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
 @click.option("--batch", type=click.IntRange(1), help="Clips an encoder call.  [8 on a CPU, 64 on a GPU]")
+@click.option("--jobs", type=click.IntRange(1), help="Processes that share the work.  [one a GPU; 1 on a CPU]")
 @quiet_and_json
 def extract(
     csv: Path | None,
@@ -116,6 +117,7 @@ def extract(
     pre_emphasis: float,
     dtype: str,
     batch: int | None,
+    jobs: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -139,7 +141,7 @@ def extract(
     folder = cache or Path("cache") / found.corpus
     with Screen(quiet, as_json) as screen:
         report = extract_corpus(
-            found, folder, spec, split, shard=shard, device=device, batch=batch, progress=screen.progress
+            found, folder, spec, split, shard=shard, device=device, batch=batch, jobs=jobs, progress=screen.progress
         )
     _show(screen, report)
     screen.json({**settings(report), "ok": report.ok})

@@ -34,6 +34,7 @@ from mfhca_cache.extraction.features import (
     text_feature,
 )
 from mfhca_cache.extraction.part import check_part, shards_of_part
+from mfhca_cache.extraction.processes import Crew, check_jobs, jobs_of
 from mfhca_cache.extraction.report import ExtractReport, report_of
 from mfhca_cache.extraction.run import Run
 from mfhca_cache.extraction.text import load_text_encoder
@@ -53,6 +54,7 @@ def extract(
     shard: tuple[int, int] | None = None,
     device: str = "auto",
     batch: int | None = None,
+    jobs: int | None = None,
     progress: ProgressCallback = silent,
 ) -> ExtractReport:
     """Extract what is missing of a corpus's features into its cache.
@@ -65,7 +67,8 @@ def extract(
         shard: (k, n) for part k of n of those splits, dealt out shard by shard; None for everything.
         device: auto, cpu or cuda; a feature begun before keeps its own.
         batch: clips an encoder call, for a feature that is begun now.
-        progress: called after each batch.
+        jobs: processes that share the work, this one among them; None for one a GPU, and one on a CPU.
+        progress: called after each batch, with what all processes have done.
 
     Raises:
         ManifestError: the root is unknown or gone.
@@ -75,6 +78,7 @@ def extract(
         MfhcaError: a part that is not 1 ≤ k ≤ n.
     """
     check_part(shard)
+    check_jobs(jobs)
     started = time.monotonic()
     spec = spec or ExtractSpec()
     folder = Path(cache_dir)
@@ -83,7 +87,8 @@ def extract(
     splits = plan.chosen(split)
     names = tuple(item.name for item in splits)
     survey = Survey(folder, plan, manifest.root)
-    features, tools = Agreement(folder, manifest.root, plan, spec, names, device, batch, progress, survey).features()
+    asked = Agreement(folder, manifest.root, plan, spec, names, device, batch, progress, survey, jobs or 1)
+    features, tools = asked.features()
     covered = shards_of_part(plan, features, names, shard)
     run = Run(folder, plan, tools, progress)
     # Nothing is written before everything that can be asked for wrongly has been agreed on.
@@ -96,9 +101,12 @@ def extract(
         covered = shards_of_part(plan, features, names, shard)
         tasks = survey.tasks(covered)
     run.retry = survey.mended(covered)
-    for per in ("clip", "utterance"):
-        total = len({n for info, item in covered if info.per == per for n in range(item.first, item.stop)})
-        run.work([task for task in tasks if task.per == per], total)
+    arguments = {"manifest": manifest, "cache_dir": folder.absolute(), "spec": spec, "split": split, "shard": shard}
+    with Crew(jobs_of(jobs, tasks) - 1, {**arguments, "device": device, "batch": batch}) as run.crew:
+        for per in ("clip", "utterance"):
+            total = len({n for info, item in covered if info.per == per for n in range(item.first, item.stop)})
+            run.work([task for task in tasks if task.per == per], total)
+        notes += run.finish()
     survey.forget(item for task in tasks for item in task.shards)
     return replace(
         report_of(run, survey, covered, notes),
@@ -122,6 +130,7 @@ class Agreement:
     batch: int | None
     progress: ProgressCallback
     survey: Survey
+    jobs: int = 1
 
     def features(self) -> tuple[list[FeatureInfo], Tools]:
         """The features asked for, as they were or will be begun, and what computes them."""
@@ -156,7 +165,10 @@ class Agreement:
         if done := self._whole(name):
             return done.engine, "cpu"
         device = agreed_device(self.folder, name, self.device)
-        return new_engine(device, self.batch), device
+        engine = new_engine(device, self.batch)
+        if device == "cpu":
+            engine["threads"] = max(1, engine["threads"] // self.jobs)
+        return engine, device
 
     def _whole(self, name: str) -> FeatureInfo | None:
         """The feature if it was begun and lacks nothing: then neither its device nor its encoder is needed."""

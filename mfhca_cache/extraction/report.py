@@ -97,6 +97,6 @@ def report_of(
         new_shards=run.new_shards,
         bytes_written=run.bytes_written,
         seconds=0.0,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
         covered=tuple(f"{info.name}/{shard.name}" for info, shard in covered),
     )

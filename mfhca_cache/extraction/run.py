@@ -21,6 +21,7 @@ from mfhca_cache.extraction import overlap
 from mfhca_cache.extraction.build import Made, Tools, make_clips, make_texts, publish_made
 from mfhca_cache.extraction.decode import ClipRun, DecodedClips, Room
 from mfhca_cache.extraction.overlap import Helpers
+from mfhca_cache.extraction.processes import Crew
 from mfhca_cache.extraction.work import Task, is_done
 from mfhca_cache.progress import Progress, ProgressCallback
 from mfhca_cache.storage.commit import settle
@@ -65,7 +66,7 @@ class Run:
         progress: called on the caller's thread.
         retry: utterances whose shards are made again.
         root: the corpus folder.
-        watch: called now and then; raises what else must end the run.
+        crew: other processes that share this run's work, or None.
         new_clips, new_texts, new_shards, bytes_written: what it has committed.
     """
 
@@ -75,7 +76,7 @@ class Run:
     progress: ProgressCallback
     retry: set[str] = field(default_factory=set)
     root: Path = Path()
-    watch: Callable[[], None] = lambda: None
+    crew: Crew | None = None
     unit: str = "clips"
     total: int = 0
     done: int = 0
@@ -108,6 +109,21 @@ class Run:
             self._pass(tasks[:1], threads, patient=True)
             tasks = tasks[1:]
         self._tell("writing", 0)
+
+    def finish(self) -> list[str]:
+        """Wait for the crew, if there is one, and count what it did; notes on what became of it."""
+        if self.crew is None:
+            return []
+        reports, notes = self.crew.finish(lambda: self._tell("waiting for the other processes", 0))
+        for report in reports:
+            self.new_clips += report.new_clips
+            self.new_texts += report.new_texts
+            self.new_shards += report.new_shards
+            self.bytes_written += report.bytes_written
+        self.crew = None
+        self.done = self.total
+        self._tell("writing", 0)
+        return [*dict.fromkeys(note for report in reports for note in report.notes), *notes]
 
     def _pass(self, tasks: list[Task], threads: int, patient: bool = False) -> list[Task]:
         """Build what no other run holds of the tasks, or wait for it; what is left."""
@@ -216,8 +232,12 @@ class Run:
     def _tell(self, stage: str, done: int) -> None:
         if self._helpers is not None:
             self._helpers.check()
-        self.watch()
         for begun in self._locked:
             begun.let_go()
-        report = Progress(stage, self.done + done, self.total, self.unit, self.resumed, self.bytes_written)
-        self.progress(replace(report, elsewhere=self.elsewhere))
+        done, written, elsewhere = self.done + done, self.bytes_written, self.elsewhere
+        if self.crew is not None:
+            self.crew.check()
+            # Much of what was done elsewhere was done by the crew, which counts it itself.
+            done = min(self.total, done - elsewhere + self.crew.done(self.unit))
+            written, elsewhere = written + self.crew.bytes_written, 0
+        self.progress(Progress(stage, done, self.total, self.unit, self.resumed, written, elsewhere=elsewhere))
