@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from corpus import made_table
+from made_table import made_table
 from measure import machine
 from rich.console import Console
 from rich.table import Table

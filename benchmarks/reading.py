@@ -21,7 +21,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from corpus import made_table
+from made_table import made_table
 from measure import Measured, Result, finish, parser, side_by_side
 
 from mfhca_cache.manifest import make_manifest

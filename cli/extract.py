@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from mfhca_cache.extraction.pipeline import ExtractReport
 from mfhca_cache.extraction.pipeline import extract as extract_corpus
+from mfhca_cache.extraction.report import ExtractReport
 from mfhca_cache.manifest import Manifest, read_manifest
 from mfhca_cache.spec import (
     PRECISIONS,
@@ -113,6 +113,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     help="What runs the encoder: the fastest that gives PyTorch's numbers, or one by name. Kept to a feature's end.",
 )
 @click.option("--batch", type=click.IntRange(1), help="Clips an encoder call.  [found by a short trial]")
+@click.option("--jobs", type=click.IntRange(1), help="Processes that share the work.  [one a GPU; 1 on a CPU]")
 @quiet_and_json
 def extract(
     csv: Path | None,
@@ -134,6 +135,7 @@ def extract(
     batch: int | None,
     precision: str,
     runtime: str,
+    jobs: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -166,6 +168,7 @@ def extract(
             device=device,
             batch=batch,
             runtime=runtime,
+            jobs=jobs,
             progress=screen.progress,
         )
     _show(screen, report)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mfhca_cache.corpora import read_corpus as read_corpus
     from mfhca_cache.errors import MfhcaError as MfhcaError
-    from mfhca_cache.extraction.pipeline import ExtractReport as ExtractReport
     from mfhca_cache.extraction.pipeline import extract as extract
+    from mfhca_cache.extraction.report import ExtractReport as ExtractReport
     from mfhca_cache.folds import Fold as Fold
     from mfhca_cache.folds import make_folds as make_folds
     from mfhca_cache.manifest import Manifest as Manifest
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "read_corpus": "corpora",
     "MfhcaError": "errors",
-    "ExtractReport": "extraction.pipeline",
+    "ExtractReport": "extraction.report",
     "extract": "extraction.pipeline",
     "Fold": "folds",
     "make_folds": "folds",

@@ -17,6 +17,7 @@ class Progress:
         resumed: of ``done``, what an earlier run had done already.
         bytes_written: so far, by this run.
         detail: the latest news, such as a validation score.
+        elsewhere: of ``done``, what other runs have done meanwhile.
     """
 
     stage: str
@@ -26,6 +27,7 @@ class Progress:
     resumed: int = 0
     bytes_written: int = 0
     detail: str = ""
+    elsewhere: int = 0
 
 
 ProgressCallback = Callable[[Progress], None]

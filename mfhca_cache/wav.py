@@ -94,8 +94,8 @@ def probe(path: Path) -> AudioInfo:
     return probe_bytes(read_bytes(path))
 
 
-def probe_bytes(data: bytes) -> AudioInfo:
-    """`probe` of bytes already in memory."""
+def probe_bytes(data: bytes, sha256: str | None = None) -> AudioInfo:
+    """`probe` of bytes already in memory, and of which the digest may be known."""
     import soundfile
 
     check_container(data)
@@ -113,7 +113,7 @@ def probe_bytes(data: bytes) -> AudioInfo:
     if info.frames > _UNKNOWN_FRAMES:
         raise AudioError("bad-header", "the header does not say how long the audio is; write the file again")
     _check_length(info.frames, info.samplerate, info.channels)
-    return AudioInfo(info.frames, info.samplerate, info.channels, hashlib.sha256(data).hexdigest())
+    return AudioInfo(info.frames, info.samplerate, info.channels, sha256 or hashlib.sha256(data).hexdigest())
 
 
 def _check_length(frames: int, sample_rate: int, channels: int) -> None:

@@ -7,6 +7,7 @@ the mean keeps whichever channel holds the voice. What is silent after that (als
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ from mfhca_cache.wav import AudioBytes, AudioInfo, probe_bytes, read_bytes, resa
 MAX_PEAK = 8.0
 #: Peak-to-peak below which there is no signal: half a step of 16-bit audio.
 SILENCE = 2.0**-16
+#: Frames decoded at a time: a long recording of many channels is never in memory as a whole.
+_BLOCK = 2**20
+#: Encodings that libsndfile goes on reading exactly where it stopped; others start anew at each block.
+_EXACT = ("PCM", "FLOAT", "DOUBLE")
 
 
 def load_audio(path: Path, sha256: str | None = None, root: Path | None = None) -> np.ndarray:
@@ -41,8 +46,9 @@ def load_audio(path: Path, sha256: str | None = None, root: Path | None = None) 
     if root is not None and leads_outside(root, path):
         raise AudioError("link", "a symbolic link that leads out of the corpus folder; copy the file into it")
     data = read_bytes(path) if sha256 is None else _expected_bytes(path, sha256)
-    info = probe_bytes(data)
-    mono = to_mono(_decode(data, info))
+    info = probe_bytes(data, sha256)
+    mono = mixed(_decode(data, info), info.frames)
+    del data  # A long file's bytes need not lie beside what they are resampled to.
     samples = resample(mono, info.sample_rate)
     if len(samples) < MIN_SAMPLES:
         raise AudioError(
@@ -69,15 +75,32 @@ def to_mono(channels: np.ndarray) -> np.ndarray:
     Raises:
         AudioError: not-finite, amplitude or silence.
     """
+    return mixed([channels], len(channels))
+
+
+def mixed(blocks: Iterable[np.ndarray], frames: int) -> np.ndarray:
+    """`to_mono` of one block of frames after the other, so many in all.
+
+    Raises:
+        AudioError: not-finite, amplitude or silence; truncated where there are fewer frames, or more.
+    """
+    mono, at = np.empty(frames, dtype=np.float32), 0
     # The extremes alone: NaN passes through them, and no copy of the samples is made.
-    peak = float(max(channels.max(), -channels.min()))
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    for block in blocks:
+        if at + len(block) <= frames:
+            block.mean(axis=1, dtype=np.float32, out=mono[at : at + len(block)])
+        low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
+        at += len(block)
+    if at != frames:
+        raise AudioError("truncated", f"got {at:,} frames, the header says {frames:,}; copy the file again")
+    peak = float(max(high.max(), -low.min()))
     if not np.isfinite(peak):
         raise AudioError("not-finite", "the file holds NaN or infinite samples")
     if peak > MAX_PEAK:
         raise AudioError("amplitude", f"got a peak of {peak:.3g}; expected samples scaled to ±1")
-    mono: np.ndarray = channels.mean(axis=1, dtype=np.float32)
     if float(np.ptp(mono)) < SILENCE:
-        loud = float(np.ptp(channels, axis=0).max()) >= SILENCE
+        loud = float((high - low).max()) >= SILENCE
         raise AudioError("silence", "the channels cancel each other" if loud else "the file is silent from end to end")
     return mono
 
@@ -93,14 +116,19 @@ def resample(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     return np.asarray(librosa.util.fix_length(out, size=length), dtype=np.float32)
 
 
-def _decode(data: bytes, info: AudioInfo) -> np.ndarray:
-    """float32 of shape (frames, channels)."""
+def _decode(data: bytes, info: AudioInfo) -> Iterator[np.ndarray]:
+    """Blocks of float32 of shape (frames, channels)."""
     import soundfile
 
     if data[:4] == b"fLaC" and _flac_goes_on(data, info.frames):
         raise AudioError("bad-header", f"more audio follows the {info.frames:,} frames that the header declares")
     try:
-        samples, _ = soundfile.read(AudioBytes(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(AudioBytes(data)) as file:
+            size = max(1, _BLOCK // info.channels) if file.subtype.startswith(_EXACT) else -1
+            while len(block := file.read(size, dtype="float32", always_2d=True)):
+                yield block
+                if len(block) < size or size < 0:
+                    break
     except (soundfile.LibsndfileError, RuntimeError) as error:
         detail = str(error).split(": ", 1)[-1].rstrip(".")
         raise AudioError(
@@ -108,11 +136,6 @@ def _decode(data: bytes, info: AudioInfo) -> np.ndarray:
             f"decoding failed before the {info.frames:,} frames that the header declares ({detail}); "
             "the file is cut short or damaged, copy it again",
         ) from error
-    if len(samples) != info.frames:
-        raise AudioError(
-            "truncated", f"got {len(samples):,} frames, the header says {info.frames:,}; copy the file again"
-        )
-    return np.asarray(samples)
 
 
 def _flac_goes_on(data: bytes, frames: int) -> bool:

@@ -1,57 +1,29 @@
-"""One run of clips, or of transcripts → the shards of its features, published."""
+"""One run of clips, or of transcripts → the shards of its features, computed and published."""
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from mfhca_cache.errors import AudioError, CacheError, EncoderError
-from mfhca_cache.extraction.audio import load_audio
-from mfhca_cache.extraction.clips import cut_clips, pre_emphasise
+from mfhca_cache.errors import CacheError, EncoderError
+from mfhca_cache.extraction.decode import DecodedClips
 from mfhca_cache.extraction.encoder import Encoder
 from mfhca_cache.extraction.mel import log_mels, mfccs
+from mfhca_cache.extraction.runtimes import threads
 from mfhca_cache.extraction.spectrogram import spectrograms
 from mfhca_cache.extraction.text import TextEncoder, encode_texts
-from mfhca_cache.extraction.work import RETRY_REASONS, Task
 from mfhca_cache.manifest import Rejected
 from mfhca_cache.spec import MIN_SAMPLES, EncoderSpec, ExtractSpec
 from mfhca_cache.storage.commit import commit_shard
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange
 from mfhca_cache.storage.shard import encode_shard
-
-
-@dataclass(frozen=True)
-class DecodedClips:
-    """The audio of a run of clips.
-
-    Attributes:
-        numbers: (N,) int64, rows of the plan.
-        signal: (N, samples) float32 at 16 kHz.
-        emphasised: the same after pre-emphasis; ``signal`` itself where that is off.
-        valid: (N,) int64, samples that are signal and not padding.
-        audio: utterance_id → SHA-256 of its file.
-        rejected: utterances that could not be used.
-    """
-
-    numbers: np.ndarray
-    signal: np.ndarray
-    emphasised: np.ndarray
-    valid: np.ndarray
-    audio: dict[str, str]
-    rejected: tuple[Rejected, ...]
-
-    @property
-    def unreachable(self) -> bool:
-        """Whether there is nothing but files that may come back: a wrong root, an unmounted disk."""
-        return not len(self.numbers) and all(item.reason.split(":")[0] in RETRY_REASONS for item in self.rejected)
 
 
 @dataclass(frozen=True)
@@ -64,8 +36,8 @@ class Tools:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A shard's arrays, and what they come from."""
+class Made:
+    """A shard's arrays as stored, and what they come from."""
 
     numbers: np.ndarray
     data: np.ndarray
@@ -78,83 +50,30 @@ class _Made:
 Tell = Callable[[str, int], None]
 
 
-def decode_clips(plan: Plan, root: Path, first: int, stop: int, pre_emphasis: float = 0.0) -> DecodedClips:
-    """Decode the utterances that the plan's clips ``first`` to ``stop`` belong to, and cut those clips."""
-    table = plan.utterances
-    touched = (table["first_clip"] < stop) & (table["first_clip"] + table["clips"] > first)
-    empty = np.zeros((0, plan.clip.samples), dtype=np.float32)
-    numbers, valid = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    signal, emphasised = [empty], [empty]
-    audio: dict[str, str] = {}
-    rejected: list[Rejected] = []
-    for row in table[touched].to_dict("records"):
-        try:
-            samples = load_audio(root / row["path"], row["sha256"], root)
-            if plan.clip.count(len(samples)) != row["clips"]:
-                raise AudioError("length", f"got {len(samples):,} samples at 16 kHz, the manifest: {row['seconds']} s")
-        except AudioError as error:
-            rejected.append(Rejected(row["utterance_id"], f"{error.reason}: {error}"))
-            continue
-        audio[row["utterance_id"]] = row["sha256"]
-        inside = slice(max(0, first - row["first_clip"]), min(row["clips"], stop - row["first_clip"]))
-        clips, clip_valid = cut_clips(samples, plan.clip)
-        numbers.append(np.arange(row["first_clip"], row["first_clip"] + row["clips"])[inside])
-        signal.append(clips[inside])
-        valid.append(clip_valid[inside])
-        if pre_emphasis:
-            emphasised.append(cut_clips(pre_emphasise(samples, pre_emphasis), plan.clip)[0][inside])
-    joined = np.concatenate(signal)
-    loud = np.concatenate(emphasised) if pre_emphasis else joined
-    return DecodedClips(np.concatenate(numbers), joined, loud, np.concatenate(valid), audio, tuple(rejected))
+def make_clips(info: FeatureInfo, clips: DecodedClips, tools: Tools, tell: Tell) -> Made:
+    """Compute a feature of a run of clips."""
+    data, valid = compute_feature(info, clips, tools, tell)
+    return Made(clips.numbers, data, valid, clips.audio, clips.rejected)
 
 
-def publish_features(folder: Path, task: Task, clips: DecodedClips, tools: Tools, tell: Tell) -> int:
-    """Compute and publish the task's shards of clips; bytes written."""
-    written = 0
-    for number, (info, shard) in enumerate(task.shards, start=1):
-        data, valid = compute_feature(info, clips, tools, tell)
-        tell("writing", len(clips.numbers) if number == len(task.shards) else 0)
-        made = _Made(clips.numbers, data, valid, clips.audio, clips.rejected)
-        written += _publish(folder, info, shard, made)
-    return written
-
-
-def publish_texts(folder: Path, plan: Plan, task: Task, encoder: TextEncoder, tell: Tell) -> int:
-    """Encode and publish the task's shards of transcripts; bytes written."""
-    written = 0
-    for info, shard in task.shards:
-        tell(info.name, 0)
-        with _threads(info.engine["threads"]):
-            texts = encode_texts(plan, encoder, shard.first, shard.stop)
-        data = np.empty(texts.data.shape, dtype=info.dtype)
-        _store(data, ..., texts.data, info)
-        tell("writing", shard.stop - shard.first)
-        # The digests of those without words too: a transcript that is added later makes the shard anew.
-        made = _Made(texts.numbers, data, texts.valid, plan.texts(shard.first, shard.stop), texts.rejected)
-        written += _publish(folder, info, shard, made)
-    return written
+def make_texts(info: FeatureInfo, plan: Plan, shard: ShardRange, encoder: TextEncoder) -> Made:
+    """Encode the transcripts of a shard's utterances."""
+    with threads(info.engine["threads"]):
+        texts = encode_texts(plan, encoder, shard.first, shard.stop)
+    data = stored(torch.from_numpy(texts.data), info)
+    # The digests of those without words too: a transcript that is added later makes the shard anew.
+    return Made(texts.numbers, data, texts.valid, plan.texts(shard.first, shard.stop), texts.rejected)
 
 
 def compute_feature(info: FeatureInfo, clips: DecodedClips, tools: Tools, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
     """A feature of the clips as stored, and their valid frames."""
-    with _threads(info.engine["threads"]):
+    with threads(info.engine["threads"]):
         if info.kind == "encoder":
             if tools.encoder is None or tools.spec.encoder is None:
                 raise EncoderError(f"{info.name}: its encoder was not loaded")
             return encoder_data(info, tools.encoder, tools.spec.encoder, clips, lambda done: tell(info.name, done))
         tell(info.name, 0)
         return acoustic_data(info, tools.spec, clips)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with the number of threads that the feature was begun with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def acoustic_data(info: FeatureInfo, spec: ExtractSpec, clips: DecodedClips) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +92,7 @@ def acoustic_data(info: FeatureInfo, spec: ExtractSpec, clips: DecodedClips) -> 
     batch, device = info.engine["batch"], info.engine["device"]
     for at in range(0, len(out), batch):
         part = torch.from_numpy(signal[at : at + batch]).to(device)
-        _store(out, slice(at, at + len(part)), compute(part).cpu().numpy(), info)
+        out[at : at + len(part)] = stored(compute(part), info)
     return out, -(-clips.valid // hop)
 
 
@@ -191,38 +110,54 @@ def encoder_data(
     # pad=audio: the padding is signal. pad=features: only the true samples are encoded, and the features are padded.
     whole = np.full(count, clips.signal.shape[1])
     lengths = whole if info.settings["clip"]["pad"] == "audio" else np.maximum(clips.valid, MIN_SAMPLES)
+    groups = [(np.flatnonzero(lengths == length), length) for length in np.unique(lengths)[::-1]]
+    batches = [(group[at : at + batch], length) for group, length in groups for at in range(0, len(group), batch)]
     done = 0
-    for length in np.unique(lengths)[::-1]:
-        group = np.flatnonzero(lengths == length)
-        for at in range(0, len(group), batch):
-            places = group[at : at + batch]
-            encoder.check_batching(clips.signal[places, :length])
-            hidden = encoder.encode(clips.signal[places, :length], asked.layers)
-            if asked.pool:
-                means = [part[..., :n, :].mean(dim=-2) for part, n in zip(hidden, frames[places].tolist(), strict=True)]
-                _store(out, places, torch.stack(means).numpy(), info)
-            else:
-                _store(out, (places, ..., slice(0, hidden.shape[-2]), slice(None)), hidden.numpy(), info)
-            done += len(places)
-            tell(done)
+    for places, hidden in _encoded(encoder, clips.signal, batches, asked):
+        if asked.pool:
+            means = [part[..., :n, :].mean(dim=-2) for part, n in zip(hidden, frames[places].tolist(), strict=True)]
+            out[places] = stored(torch.stack(means), info)
+        else:
+            out[places, ..., : hidden.shape[-2], :] = stored(hidden, info)
+        done += len(places)
+        tell(done)
     return out, frames
 
 
-def _store(out: np.ndarray, where: Any, values: np.ndarray, info: FeatureInfo) -> None:
-    """Copy float32 values into the stored type, refusing what that type cannot hold."""
-    if not np.isfinite(values).all():
+def _encoded(
+    encoder: Encoder, signal: np.ndarray, batches: list[tuple[np.ndarray, int]], asked: EncoderSpec
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """The places of each batch, of clips of one length, and their hidden layers."""
+    for places, length in batches:
+        # Places that lie side by side are a view of the signal, not a copy.
+        beside = places[-1] - places[0] + 1 == len(places)
+        clips = signal[slice(places[0], places[-1] + 1) if beside else places, :length]
+        encoder.check_batching(clips)
+        yield places, encoder.encode(clips, asked.layers)
+
+
+def stored(values: torch.Tensor, info: FeatureInfo) -> np.ndarray:
+    """Values on any device as the feature's type holds them, on the CPU: converted before they are copied.
+
+    Raises:
+        EncoderError: NaN or infinity.
+        CacheError: a value beyond the type.
+    """
+    # NaN passes through the extremes.
+    low, high = (float(value) for value in torch.aminmax(values)) if values.numel() else (0.0, 0.0)
+    largest = max(-low, high)
+    if not math.isfinite(largest):
         raise EncoderError(f"{info.name} gave NaN or infinity; the encoder's weights are damaged or overflow")
-    largest = float(np.abs(values).max(initial=0.0))
     if info.dtype == "float16" and largest > float(np.finfo(np.float16).max):
         raise CacheError(
             f"{info.name} has a value of {largest:.4g}, and float16 ends at 65,504; "
             "extract into another cache (--cache DIR) with --dtype float32"
         )
-    out[where] = values
+    return values.to(getattr(torch, info.dtype)).cpu().numpy()
 
 
-def _publish(folder: Path, info: FeatureInfo, shard: ShardRange, made: _Made) -> int:
-    """Write the shard, then its receipt, which commits it; the bytes written."""
+def publish_made(folder: Path, info: FeatureInfo, shard: ShardRange, made: Made) -> int:
+    """Write a shard, then its receipt, which commits it; the bytes written. For who holds the shard's lock."""
     content, receipt = encode_shard(
         made.data,
         made.numbers,
@@ -232,7 +167,12 @@ def _publish(folder: Path, info: FeatureInfo, shard: ShardRange, made: _Made) ->
         extent=(shard.first, shard.stop),
         audio=made.audio,
         rejected=made.rejected,
-        versions={name: metadata.version(name) for name in ("mfhca-cache", "torch", "transformers", "librosa", "h5py")},
+        versions=_versions(),
     )
     commit_shard(folder / info.name, shard.name, content, receipt)
     return len(content)
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("mfhca-cache", "torch", "transformers", "librosa", "h5py")}

@@ -19,7 +19,7 @@ import torch
 
 from mfhca_cache.errors import EncoderError
 from mfhca_cache.extraction.batch_size import find_batch, free_memory, is_out_of_memory
-from mfhca_cache.extraction.build import decode_clips
+from mfhca_cache.extraction.decode import decode_clips
 from mfhca_cache.extraction.encoder import Encoder
 from mfhca_cache.extraction.features import begun_feature
 from mfhca_cache.extraction.runtimes import (

@@ -12,12 +12,13 @@ import numpy as np
 
 from mfhca_cache.errors import ManifestError
 from mfhca_cache.extraction.agree import check_plan, corpus_root, wanted_plan
-from mfhca_cache.extraction.build import DecodedClips, Tools, compute_feature, decode_clips
+from mfhca_cache.extraction.build import Tools, compute_feature
+from mfhca_cache.extraction.decode import DecodedClips, decode_clips
 from mfhca_cache.extraction.engine import AskedEngine, choose_engines, first_clips, resume_engine
 from mfhca_cache.extraction.part import check_part, shards_of_part
 from mfhca_cache.extraction.pipeline import Agreement
 from mfhca_cache.extraction.text import encode_texts
-from mfhca_cache.extraction.work import is_done, mended
+from mfhca_cache.extraction.work import Survey
 from mfhca_cache.manifest import Manifest
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import ExtractSpec
@@ -134,11 +135,10 @@ def estimate(
     check_plan(folder, plan)
     splits = plan.chosen(split)
     names = tuple(item.name for item in splits)
-    engine = AskedEngine(runtime, batch)
-    features, tools = Agreement(folder, manifest.root, plan, spec, names, device, engine, progress).features()
-    retry = mended(folder, plan, features, manifest.root)
+    engine, survey = AskedEngine(runtime, batch), Survey(folder, plan, manifest.root)
+    features, tools = Agreement(folder, manifest.root, plan, spec, names, device, engine, progress, survey).features()
     asked = shards_of_part(plan, features, names, shard)
-    left = [item for item in asked if not is_done(folder, plan, *item, retry)]
+    left = [item for item in asked if not survey.is_done(*item)]
     trial, notes = _Trial(), list[str]()
     if any(info.per == "clip" for info, _ in left):
         try:
