@@ -157,6 +157,8 @@ def extract(
     for per in ("clip", "utterance"):
         total = len({n for info, item in covered if info.per == per for n in range(item.first, item.stop)})
         run.work([task for task in tasks if task.per == per], total)
+    if tools.encoder is not None and (most := tools.encoder.portions.most):
+        notes.append(f"memory ended, and the encoder went on with {most} clips a call; the cache records that")
     return replace(
         _report(run, covered, notes),
         features=tuple(info.name for info in features),
