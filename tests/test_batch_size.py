@@ -134,6 +134,7 @@ def test_a_run_goes_on_where_memory_ends_and_records_its_batch(
     spec = ExtractSpec(encoder=EncoderSpec("random-tiny"), spectrogram=None)
     report = extract(small_manifest, tmp_path / "low", spec, device="cpu", batch=8)
     assert report.new_clips == 30 and max(little_memory) == 8
+    assert any("memory ended" in note and "2 clips a call" in note for note in report.notes)
     info = read_feature(tmp_path / "low", "random-tiny")
     assert info.engine["batch"] == 2
     little_memory.clear()

@@ -288,3 +288,15 @@ def test_an_engine_is_chosen_on_a_gpu(tmp_path: Path, no_encoder_is_small: None)
         relative_error(encoder.encode(clips(8)), load_encoder(EncoderSpec(str(tmp_path / "enc"))).encode(clips(8)))
         < 1e-5
     )
+
+
+def test_a_runtime_that_fails_only_when_it_computes_is_an_error_too(tmp_path: Path) -> None:
+    encoder = wide(tmp_path / "enc")
+
+    class Elsewhere(Wrong):
+        def hidden(self, values: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+            raise UnsuitableError("OpenVINO cannot convert this encoder (no such operation)")
+
+    encoder.use(Elsewhere(encoder, 1.0))
+    with pytest.raises(EncoderError, match=r"openvino cannot compute.*no such operation.*another cache"):
+        encoder.encode(clips(1))

@@ -17,7 +17,7 @@ import torch
 from mfhca_cache.errors import EncoderError
 from mfhca_cache.extraction.batch_size import Portions, free_memory, is_out_of_memory
 from mfhca_cache.extraction.checkpoint import Checkpoint, load_checkpoint, weights_sha256
-from mfhca_cache.extraction.runtimes import Runtime, TorchRuntime, is_small, make_runtime
+from mfhca_cache.extraction.runtimes import Runtime, TorchRuntime, UnsuitableError, is_small, make_runtime
 from mfhca_cache.spec import SAMPLE_RATE, EncoderSpec, Layers, Precision
 
 #: What of a configuration changes the numbers while the weights stay the same.
@@ -130,10 +130,16 @@ class Encoder:
             float32 (B, frames, width) on the CPU, or (B, layers, frames, width) for several layers.
 
         Raises:
-            EncoderError: memory does not hold one clip, or there is no such layer.
+            EncoderError: memory does not hold one clip, there is no such layer, or the runtime cannot compute it here.
         """
         numbers = self.layer_numbers(layers)
-        return self.portions.run(lambda part: self.compute(self.runtime, part, numbers), clips)
+        try:
+            return self.portions.run(lambda part: self.compute(self.runtime, part, numbers), clips)
+        except UnsuitableError as error:
+            raise EncoderError(
+                f"runtime {self.runtime.name} cannot compute {self.source['name']!r} here: {error}. Go on where its "
+                "feature was begun, or begin another cache with --cache DIR"
+            ) from error
 
     def encode_many(
         self, batches: Iterable[np.ndarray], layers: Layers = "last", dtype: torch.dtype = torch.float32

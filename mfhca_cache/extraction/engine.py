@@ -152,8 +152,7 @@ def choose_engine(
     engine |= {"name": best.name, "version": version(best.name)}
     if lossy or best.name != "torch":
         engine |= {"relative_error": float(f"{trial.errors[best.name]:.2g}"), "error_clips": len(trial.clips)}
-    refused = {**trial.refused, **({best.name: best.note} if best.note else {})}
-    return engine | ({"refused": refused} if refused else {})
+    return engine | ({"refused": trial.refused} if trial.refused else {})
 
 
 def resume_engine(folder: Path, info: FeatureInfo, encoder: Encoder) -> None:
@@ -227,8 +226,15 @@ class _Trial:
                 if bool(expected.isfinite().all()) and not error <= (TOLERANCE if exact else 1.0):
                     raise UnsuitableError(f"differs from plain PyTorch in float32 by {error:.1e}")
                 seconds = self._seconds(runtime, batch) if len(names) > 1 else 0.0
-            except UnsuitableError as error_:
-                self.refused[name] = str(error_)
+                if runtime.note:
+                    raise UnsuitableError(runtime.note)
+            except UnsuitableError as why:
+                self.refused[name] = str(why)
+                continue
+            except (MemoryError, RuntimeError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+                self.refused[name] = "memory ended"
                 continue
             self.errors[name] = error if np.isfinite(error) else 0.0
             if fastest is None or seconds * _FASTER < fastest[0]:

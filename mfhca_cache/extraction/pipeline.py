@@ -120,6 +120,8 @@ def extract(
             total = len({n for info, item in covered if info.per == per for n in range(item.first, item.stop)})
             run.work([task for task in tasks if task.per == per], total)
         notes += run.finish()
+    if tools.encoder is not None and (most := tools.encoder.portions.most):
+        notes.append(f"memory ended, and the encoder went on with {most} clips a call; the cache records that")
     survey.forget(item for task in tasks for item in task.shards)
     return replace(
         report_of(run, survey, covered, notes),
