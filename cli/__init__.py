@@ -8,10 +8,12 @@ import signal
 import sys
 from typing import Any
 
+from mfhca_cache.allocator import keep_freed_memory
+
 
 def main() -> None:
     """Run `mfhca`."""
-    _keep_freed_memory()
+    keep_freed_memory()  # Before torch is imported.
     # cuBLAS repeats its results only with a workspace of fixed size, and reads this once, when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _show_any_name()
@@ -52,21 +54,3 @@ def _show_any_name() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: giving them back after every operation doubles the time of a step.
-
-    Before torch is imported, and by the command only: a library must not change its host's allocator.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold, limit = -1, -3, 2**31 - 1
-        libc.mallopt(m_mmap_threshold, limit)
-        libc.mallopt(m_trim_threshold, limit)
-    except (OSError, AttributeError):
-        return  # Another C library: nothing to set.

@@ -1,6 +1,9 @@
-"""Where to compute."""
+"""Where to compute, and with how many cores."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import torch
 
@@ -20,3 +23,13 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise MfhcaError("device cuda: PyTorch finds none here; use --device cpu, or install a CUDA build of torch")
     return device
+
+
+def usable_cores() -> int:
+    """Cores that this process may keep busy: those it may run on, or a container's share of them if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores  # Not Linux, or no limit ("max").
