@@ -36,7 +36,7 @@ from mfhca_cache.training.record import fold_record, predictions, test_scores
 from mfhca_cache.training.result import FoldResult
 from mfhca_cache.training.step import LAUNCHED, Step, device_done, evaluate, make_optimiser, predict, train_step
 
-__all__ = ["evaluate", "fold_steps", "train_fold", "train_folds", "train_step"]
+__all__ = ["evaluate", "fold_steps", "repeatable", "train_fold", "train_folds", "train_step"]
 
 
 def train_fold(
@@ -99,7 +99,7 @@ def train_folds(
     def seed(fold: Fold) -> int:
         return _seed(job.options.seed, fold.number)
 
-    with _repeatable(job.threads, fill=job.own is not None):
+    with repeatable(job.threads, fill=job.own is not None):
         side_by_side(folds, begin, done, seed=seed, device=job.device, at_once=at_once)
 
 
@@ -240,7 +240,7 @@ def _seed(seed: int, fold: int) -> int:
 
 
 @contextlib.contextmanager
-def _repeatable(threads: int, fill: bool) -> Iterator[None]:
+def repeatable(threads: int, fill: bool) -> Iterator[None]:
     """Deterministic kernels, full float32 and a fixed number of threads; all of it restored afterwards.
 
     Args:
