@@ -21,8 +21,8 @@ from mfhca_cache.folds import Fold
 from mfhca_cache.models import MFHCASettings, build_model
 from mfhca_cache.progress import Progress
 from mfhca_cache.storage.cache import Cache, open_cache
-from mfhca_cache.training import mapped, processes
-from mfhca_cache.training.captured import capture_step
+from mfhca_cache.training import interleave, mapped, processes
+from mfhca_cache.training.captured import _restore, capture_step
 from mfhca_cache.training.crossval import cross_validate, has_fold
 from mfhca_cache.training.data import CorpusData, fit_scaling
 from mfhca_cache.training.interleave import RandomState, Steps, side_by_side
@@ -379,6 +379,29 @@ def test_a_fold_in_bf16_says_so(small_cache: Cache) -> None:
     assert all(value.dtype in (torch.float32, torch.int64) for value in result.state.values())
     with pytest.raises(TrainingError, match="precision 'fp8' is not known; expected one of fp32, bf16"):
         TrainOptions(precision="fp8")
+
+
+def test_a_model_and_its_optimiser_go_back_to_their_beginning() -> None:
+    data = generated(clips=16)
+    scaling, clips = fit_scaling(data, torch.arange(16)), torch.arange(8)
+    model = build_model("mfhca", settings=replace(SIZES, dropout=0.0))
+    optimiser = make_optimiser(model, RECIPE)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = [train_step(model, optimiser, data, clips, scaling) for _ in range(2)]
+    places = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    _restore(model, optimiser, before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == places
+    assert torch.equal(
+        torch.stack([train_step(model, optimiser, data, clips, scaling) for _ in range(2)]), torch.stack(first)
+    )
+
+
+def test_folds_that_a_gpu_holds_are_counted_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * 10**9, 80 * 10**9))
+    assert interleave._that_fit(2 * 10**9, "cuda") == 12
+    assert interleave._that_fit(60 * 10**9, "cuda") == 1
+    assert interleave._that_fit(0, "cpu") == 1
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -133,7 +133,7 @@ def begin_run(folder: Path, job: Job) -> Job:
         mine["threads"] = job.threads
     # Runs begun before these could be chosen.
     before.setdefault("threads", job.threads)
-    before["options"].setdefault("precision", "fp32")
+    before.setdefault("options", {}).setdefault("precision", "fp32")
     changed = differences(before, mine)
     if changed:
         suffix = f"seed{job.options.seed}"

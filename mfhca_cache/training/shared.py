@@ -8,6 +8,7 @@ gone with its process, however that ends; elsewhere it is a file in the folder f
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -63,7 +64,8 @@ class SharedMemory:
         for handle, name in self._files:
             os.close(handle)
             if name:
-                Path(name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # Windows keeps what is mapped.
+                    Path(name).unlink()
         self._files.clear()
 
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

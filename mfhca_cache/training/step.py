@@ -25,7 +25,8 @@ _EVALUATION_CLIPS = 64
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser; on a GPU as one kernel for all weights, which a CUDA graph can hold."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
-    on_gpu = all(parameter.is_cuda for parameter in model.parameters())
+    # Where the one kernel takes them: real numbers, as all of ours are.
+    on_gpu = all(parameter.is_cuda and parameter.is_floating_point() for parameter in model.parameters())
     more: dict[str, Any] = {"fused": True, "capturable": True} if on_gpu else {}
     return kind(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **more)
 
