@@ -66,17 +66,21 @@ class Screen:
         if self.silent:
             return
         now = time.monotonic()
-        started, before = self._started.setdefault(report.unit, (now, report.done))
+        # Folds are trained side by side: each has its bar, until its epochs are done.
+        key = report.stage if report.unit == "epochs" else report.unit
+        started, before = self._started.setdefault(key, (now, report.done))
         if report.done < before or report.total == 0:
-            started, before = self._started[report.unit] = (now, report.done)
+            started, before = self._started[key] = (now, report.done)
         counts = _counts(report, report.done - before, now - started)
         if self._bars is not None:
-            task = self._tasks.get(report.unit)
+            task = self._tasks.get(key)
             if task is None:
-                task = self._tasks[report.unit] = self._bars.add_task(report.stage, total=None, counts="")
+                task = self._tasks[key] = self._bars.add_task(report.stage, total=None, counts="")
             self._bars.update(
                 task, description=report.stage, completed=report.done, total=report.total or None, counts=counts
             )
+            if report.unit == "epochs" and report.done == report.total:
+                self._bars.remove_task(self._tasks.pop(key))
         elif now - self._logged >= _LOG_SECONDS:
             self._logged = now
             self.err.print(f"{report.stage}: {counts}" if counts else report.stage, markup=False)

@@ -15,7 +15,7 @@ from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
 from mfhca_cache.training.job import check_folds, prepare
-from mfhca_cache.training.options import PRESETS, TrainOptions
+from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
 
 from .report import show_summary
 from .show import Screen, only_one, quiet_and_json
@@ -62,6 +62,19 @@ from .show import Screen, only_one, quiet_and_json
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
 )
+@click.option(
+    "--jobs", default="auto", show_default=True, metavar="auto|N", help="Folds at once; the numbers are the same."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads of a fold.  [cores shared among the protocol's folds]"
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="bf16: convolutions and products in bfloat16, other numbers in the third digit.",
+)
 @click.option("--name", help="The run's name.  [CORPUS-MODEL-FEATURES-PROTOCOL-PRESET]")
 @quiet_and_json
 def train(
@@ -79,6 +92,9 @@ def train(
     seed: int,
     epochs: int | None,
     device: str,
+    jobs: str,
+    threads: int | None,
+    precision: str,
     name: str | None,
     quiet: bool,
     as_json: bool,
@@ -88,6 +104,9 @@ def train(
     Each fold is stored when it is done: stop it any way you like, and the same command goes on. `strict` chooses the
     epoch on a validation speaker; `test-selected` chooses it on the test speaker and is marked optimistic everywhere.
     Folds of others come with `--folds`, and are refused where their test speakers are in training.
+
+    Folds are trained side by side: on a CPU in as many processes as cores and memory allow, each with the same threads
+    however many there are; on a GPU in turns. A single fold on many cores is faster with `--threads`.
 
     \b
     Example:
@@ -118,6 +137,8 @@ def train(
         seed=seed,
         epochs=epochs,
         learning_rate=learning_rate,
+        precision=precision,
+        threads=threads,
         folds=None if folds is None else str(folds),
         allow_leaks=allow_leaks,
     )
@@ -137,11 +158,20 @@ def train(
         for item in chosen:
             there = "done before; " if has_fold(run, item.number) else ""
             screen.err.print(f"  fold {item.number}: {there}{_split(item)}")
-        cross_validate(opened, fold=fold, run=run, job=job, progress=screen.progress)
+        cross_validate(opened, fold=fold, run=run, job=job, jobs=_jobs(jobs), progress=screen.progress)
     summary = summarise(run)
     write_report(summary)
     show_summary(screen, summary)
     screen.json(summary.to_json())
+
+
+def _jobs(value: str) -> int | None:
+    """``auto`` → None."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.UsageError(f"--jobs {value!r}: expected auto, or a number of folds at once")
+    return int(value)
 
 
 def _caveats(folds: list[Fold]) -> list[str]:

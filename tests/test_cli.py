@@ -76,6 +76,14 @@ def here(walked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return walked
 
 
+def test_jobs_are_a_number_or_found(here: Path) -> None:
+    settings = ["--features", "encoder", "--preset", "frozen", "--epochs", "1", "--fold", "1M"]
+    assert "--jobs 'two': expected auto" in run("train", *settings, "--jobs", "two", expect=2).output
+    run("train", *settings, "--jobs", "2", "--precision", "bf16", "--threads", "1", "--name", "bf16")
+    record = json.loads((here / "runs" / "bf16" / "fold01" / "result.json").read_text())
+    assert (record["precision"], record["threads"]) == ("bf16", 1)
+
+
 def test_the_usual_path_finds_its_files_by_itself(here: Path) -> None:
     assert (here / "manifests" / "synthetic.csv").exists()
     assert (here / "cache" / "synthetic" / "random-tiny" / "session5-0000.json").exists()

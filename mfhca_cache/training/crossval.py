@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mfhca_cache.errors import TrainingError
-from mfhca_cache.folds import choose_folds
+from mfhca_cache.folds import Fold, choose_folds
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import canonical_json, differences, fingerprint, settings
 from mfhca_cache.storage.cache import Cache
@@ -15,8 +17,9 @@ from mfhca_cache.storage.publish import publish_json
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.job import Job, check_folds, load_job_data, prepare
 from mfhca_cache.training.options import PRESET_CHANGES, TrainOptions
+from mfhca_cache.training.processes import jobs_that_fit, train_in_processes
 from mfhca_cache.training.result import FoldResult, fold_folder, read_fold, write_fold
-from mfhca_cache.training.trainer import train_fold
+from mfhca_cache.training.trainer import train_folds
 
 #: What folds and labels are made from. A corrected label or speaker makes another run.
 _USED_COLUMNS = ("utterance_id", "speaker", "session", "class")
@@ -42,6 +45,7 @@ def cross_validate(
     run: str | Path | None = None,
     device: str = "auto",
     job: Job | None = None,
+    jobs: int | None = 1,
     progress: ProgressCallback = silent,
 ) -> list[FoldResult]:
     """Train the folds that are not there yet; the results of all that were asked for, in order.
@@ -53,6 +57,8 @@ def cross_validate(
         run: the run's folder, where each fold is stored when it is done; None keeps results in memory only.
         device: auto, cpu or cuda.
         job: from `prepare`, where the caller has it already; it stands for options and device.
+        jobs: folds at once: in processes of their own on a CPU, taking turns on a GPU; None for as many as its cores,
+            or its memory, keep busy. The numbers are the same.
         progress: called after each epoch and each fold.
 
     Raises:
@@ -65,21 +71,37 @@ def cross_validate(
     folder = Path(run) if run is not None else None
     done: dict[int, FoldResult] = {}
     if folder is not None:
-        begin_run(folder, job)
+        job = begin_run(folder, job)
         done = {f.number: read_fold(fold_folder(folder, f.number)) for f in chosen if has_fold(folder, f.number)}
     left = [f for f in chosen if f.number not in done]
-    data = load_job_data(job, left, progress) if left else None
     resumed = len(done)
     progress(Progress("folds", resumed, len(chosen), "folds", resumed))
-    for item in left:
-        result = train_fold(cache, item, job=job, data=data, progress=progress)
+
+    def store(result: FoldResult) -> None:
         if folder is not None:
             write_fold(folder, result)
-        done[item.number] = result
-        marked = " (optimistic)" if item.optimistic else ""
-        detail = f"{item.name}: UA {100 * result.ua:.1f} %, WA {100 * result.wa:.1f} %{marked}"
+        done[result.number] = result
+        marked = " (optimistic)" if result.record["optimistic"] else ""
+        detail = f"{result.record['name']}: UA {100 * result.ua:.1f} %, WA {100 * result.wa:.1f} %{marked}"
         progress(Progress("folds", len(done), len(chosen), "folds", resumed, detail=detail))
+
+    if left:
+        _train(job, left, jobs, store, progress)
     return [done[f.number] for f in chosen]
+
+
+def _train(
+    job: Job, folds: list[Fold], jobs: int | None, store: Callable[[FoldResult], None], progress: ProgressCallback
+) -> None:
+    """Train folds in the way that suits the device."""
+    if jobs is not None and jobs < 1:
+        raise TrainingError(f"jobs: got {jobs}; expected 1 or more, or None")
+    if job.device == "cpu":
+        jobs = min(jobs or jobs_that_fit(job, folds), len(folds))
+        if jobs > 1:
+            train_in_processes(job, folds, jobs, store, progress)
+            return
+    train_folds(job, folds, load_job_data(job, folds, progress), store, progress, at_once=jobs)
 
 
 def has_fold(run: Path, number: int) -> bool:
@@ -87,8 +109,11 @@ def has_fold(run: Path, number: int) -> bool:
     return (fold_folder(run, number) / "result.json").exists()
 
 
-def begin_run(folder: Path, job: Job) -> None:
+def begin_run(folder: Path, job: Job) -> Job:
     """Write run.json, or check that the run that is there is this one.
+
+    Returns:
+        the job, with the threads that the run was begun with where its options name none.
 
     Raises:
         TrainingError: another run's folder; what differs is listed.
@@ -101,11 +126,21 @@ def begin_run(folder: Path, job: Job) -> None:
         except OSError as error:
             raise TrainingError(f"{folder}: could not be made ({error.strerror})") from error
         publish_json(path, mine)
-        return
+        return job
     before = read_json(path)
+    if job.options.threads is None:
+        job = replace(job, threads=before.get("threads", job.threads))
+        mine["threads"] = job.threads
+    # Runs begun before these could be chosen.
+    before.setdefault("threads", job.threads)
+    before.setdefault("options", {}).setdefault("precision", "fp32")
     changed = differences(before, mine)
     if changed:
         suffix = f"seed{job.options.seed}"
+        if job.options.precision != before["options"]["precision"]:
+            suffix = job.options.precision
+        elif job.threads != before["threads"]:
+            suffix = f"threads{job.threads}"
         if job.own is not None and before.get("model_sha256") != job.own.sha256:
             suffix = job.own.sha256[:8]
             changed.append(f"{job.own.file} is not what it was when this run was begun")
@@ -114,13 +149,14 @@ def begin_run(folder: Path, job: Job) -> None:
             + "\n  ".join(changed)
             + f"\nGive this run its own name, such as --name {folder.name}-{suffix}, or delete it."
         )
+    return job
 
 
 def _identity(job: Job) -> dict[str, Any]:
     """Everything that the folds of a run have in common."""
     features = {name: job.cache.features[name].fingerprint for name in job.roles.values()}
     # Folds from a file are known by its SHA-256, wherever it lies; the changes of the preset are in the recipe.
-    left_out = ("features", "folds", "allow_leaks", *PRESET_CHANGES)
+    left_out = ("features", "folds", "allow_leaks", "threads", *PRESET_CHANGES)
     options = {key: value for key, value in settings(job.options).items() if key not in left_out}
     more: dict[str, Any] = {"folds_from": job.folds_from} if job.folds_from else {}
     if job.own is not None:
@@ -137,5 +173,6 @@ def _identity(job: Job) -> dict[str, Any]:
         # Through JSON, because tuples come back from run.json as lists.
         "options": json.loads(canonical_json(options)),
         "features": dict(job.roles),
+        "threads": job.threads,
         **more,
     }

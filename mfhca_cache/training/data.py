@@ -6,7 +6,7 @@ bin with statistics of the fold's training clips, valid frames only; padding fra
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ from mfhca_cache.storage.dataset import frame_mask
 from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training.mapped import MappedFeature, that_fit
 
+#: As torch.empty: (shape, dtype=…) → a tensor on the CPU.
+Allocate = Callable[..., Tensor]
 ROLES = ("spectrogram", "encoder")
 _STATISTICS_CLIPS = 256
 _LEAST_STD = 1e-3  # dB; a bin that never changes is left at 0
@@ -160,11 +162,13 @@ def load_data(
     classes: ClassMap,
     device: str,
     progress: ProgressCallback = silent,
+    allocate: Allocate = torch.empty,
 ) -> CorpusData:
     """Load the clips of a table from `labelled_utterances` to the device; what does not fit is read as it is needed.
 
     Args:
         roles: from `resolve_features`.
+        allocate: makes the tensors that the clips are read into.
     """
     table = utterances.reset_index(drop=True)
     clips = cache.clip_table(list(roles.values()), list(table["utterance_id"]))
@@ -176,7 +180,7 @@ def load_data(
     for role, name in roles.items():
         info, memory = cache.features[name], None
         if name in resident:
-            memory = torch.empty((len(rows), *info.shape), dtype=getattr(torch, info.dtype))
+            memory = allocate((len(rows), *info.shape), dtype=getattr(torch, info.dtype))
         else:
             detail = f"{sizes[name] / 1e9:.1f} GB do not fit in memory and are read batch by batch"
             progress(Progress(f"loading {name}", len(rows), len(rows), "clips", detail=detail))
@@ -202,12 +206,11 @@ def fit_scaling(data: CorpusData, clips: Tensor) -> Scaling | None:
         return None
     frames = data.frames["spectrogram"]
     total = squares = torch.zeros(data.inputs["spectrogram"].shape[2], dtype=torch.float64, device=data.labels.device)
-    count = 0
+    count = int(frames[clips].sum())
     for part in clips.split(_STATISTICS_CLIPS):
         values = data.inputs["spectrogram"][part].double()
         values = values * frame_mask(frames[part], values.shape[1])[:, :, None]
         total, squares = total + values.sum((0, 1)), squares + values.square().sum((0, 1))
-        count += int(frames[part].sum())
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_STD)
     return Scaling(mean.float(), std.float())

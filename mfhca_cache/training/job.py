@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mfhca_cache.device import resolve_device
+from mfhca_cache.device import resolve_device, usable_cores
 from mfhca_cache.folds import Fold, check_speakers, make_folds
 from mfhca_cache.labels import ClassMap
 from mfhca_cache.models import build_model
@@ -19,6 +19,7 @@ from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.splits.imported import imported_folds, refuse_leaks
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.data import (
+    Allocate,
     CorpusData,
     labelled_utterances,
     load_data,
@@ -39,6 +40,8 @@ class Job:
         classes: the class map.
         folds: every fold of the protocol.
         device: cpu or cuda.
+        threads: of a fold on the CPU. They do not depend on how many folds are trained, or on how many at once: sums
+            differ in their last digits with the threads that share them.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from; None for our protocols.
         own: the model's class and its file, where it is the reader's own.
     """
@@ -50,6 +53,7 @@ class Job:
     classes: ClassMap
     folds: list[Fold]
     device: str
+    threads: int
     folds_from: dict[str, Any] | None = None
     own: ModelSource | None = None
 
@@ -69,7 +73,8 @@ def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
         folds = make_folds(table, options.protocol, options.seed)
     else:
         folds, source = imported_folds(cache.plan.utterances, table, options.folds, options.seed)
-    return Job(cache, options, roles, table, classes, folds, resolve_device(device), source, own)
+    threads = options.threads or max(1, usable_cores() // len(folds))
+    return Job(cache, options, roles, table, classes, folds, resolve_device(device), threads, source, own)
 
 
 def check_folds(job: Job, folds: list[Fold]) -> None:
@@ -85,8 +90,10 @@ def check_folds(job: Job, folds: list[Fold]) -> None:
         check_speakers(job.table, fold)
 
 
-def load_job_data(job: Job, folds: list[Fold], progress: ProgressCallback = silent) -> CorpusData:
-    """Load what the folds need to the device, once.
+def load_job_data(
+    job: Job, folds: list[Fold], progress: ProgressCallback = silent, allocate: Allocate = torch.empty
+) -> CorpusData:
+    """Load what the folds need to the device, once; ``allocate`` as in `load_data`.
 
     Raises:
         TrainingError: a split is not extracted yet; the message has the command.
@@ -95,7 +102,7 @@ def load_job_data(job: Job, folds: list[Fold], progress: ProgressCallback = sile
     what = f"fold {folds[0].number} ({folds[0].name})" if len(folds) == 1 else f"these {len(folds)} folds"
     require_extracted(job.cache, job.roles.values(), ids, what)
     table = job.table[job.table["utterance_id"].isin(list(ids))]
-    return load_data(job.cache, job.roles, table, job.classes, job.device, progress)
+    return load_data(job.cache, job.roles, table, job.classes, job.device, progress, allocate)
 
 
 def model_settings(job: Job) -> MFHCASettings | OwnSettings:

@@ -44,6 +44,11 @@ def that_fit(sizes: dict[str, int], device: str) -> set[str]:
     return chosen
 
 
+def data_bytes(size: int, free: int) -> int:
+    """Of features of a size, what `that_fit` lets into memory at most, where so much is free."""
+    return min(size, int(_SHARE * free))
+
+
 def free_memory(device: str) -> int:
     """Bytes that can be filled before something is swapped out or killed: the host's, and the GPU's if it has fewer.
 

@@ -42,6 +42,8 @@ class Preset:
     model: MFHCASettings
 
 
+#: What convolutions and products are computed in. bf16 is torch's autocast; weights and sums stay float32.
+PRECISIONS = ("fp32", "bf16")
 #: Options that change one figure of the preset's recipe.
 PRESET_CHANGES = ("epochs", "learning_rate")
 #: paper: as section III-A states. frozen: for features that are not fine-tuned. quick: the same with half the
@@ -73,6 +75,9 @@ class TrainOptions:
         seed: of initial weights, dropout, order of batches, and the session protocol's validation set.
         epochs: at most; None for the preset's.
         learning_rate: None for the preset's.
+        precision: one of `PRECISIONS`.
+        threads: CPU threads of a fold; None for the cores shared among the protocol's folds, at least 1
+            (`mfhca_cache.training.job.prepare`).
         folds: file or folder of folds from elsewhere (`mfhca_cache.splits.shapes`); the protocol is then ``imported``.
         allow_leaks: train folds of such a file although training knows their test set; every output says so.
     """
@@ -85,6 +90,8 @@ class TrainOptions:
     seed: int = 0
     epochs: int | None = None
     learning_rate: float | None = None
+    precision: str = "fp32"
+    threads: int | None = None
     folds: str | None = None
     allow_leaks: bool = False
     recipe: Recipe = field(init=False)
@@ -105,6 +112,10 @@ class TrainOptions:
             raise TrainingError(f"epochs: got {self.epochs}; expected 1 or more")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise TrainingError(f"learning rate: got {self.learning_rate}; expected a number above 0, such as 0.001")
+        if self.precision not in PRECISIONS:
+            raise TrainingError(f"precision {self.precision!r} is not known; expected one of {', '.join(PRECISIONS)}")
+        if self.threads is not None and self.threads < 1:
+            raise TrainingError(f"threads: got {self.threads}; expected 1 or more, or None")
         preset = PRESETS[self.preset]
         given = {name: getattr(self, name) for name in PRESET_CHANGES if getattr(self, name) is not None}
         object.__setattr__(self, "recipe", replace(preset.recipe, **given))

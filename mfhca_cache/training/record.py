@@ -58,7 +58,8 @@ def fold_record(job: Job, fold: Fold, model: MFHCASettings | OwnSettings, parame
         "cache": {"plan": job.cache.plan.identity(), **{info.name: info.fingerprint for info in features}},
         "versions": _versions(),
         "device": torch.cuda.get_device_name(job.device) if job.device.startswith("cuda") else "cpu",
-        "threads": torch.get_num_threads(),
+        "precision": job.options.precision,
+        "threads": job.threads,
     }
 
 

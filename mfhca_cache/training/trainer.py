@@ -1,37 +1,42 @@
 """One fold: train, stop when the validation utterances stop getting better, test once.
 
-The loop is plain: data on the device, one step a batch, one evaluation an epoch. The same seed gives the same numbers
-on one machine, whichever folds are trained before it.
+The loop is plain: data on the device, one step a batch, one evaluation an epoch. It is written as a generator that
+yields behind each step, so that folds can take turns on one device. The same seed gives the same numbers on one
+machine, whichever folds are trained before it or beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import Fold, choose_folds
 from mfhca_cache.models import count_parameters
-from mfhca_cache.models.own import OwnModel, told_of
+from mfhca_cache.models.own import OwnModel
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
-from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling, gather, masks
+from mfhca_cache.training.captured import capture_step
+from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling
+from mfhca_cache.training.interleave import Steps, side_by_side
 from mfhca_cache.training.job import Job, check_folds, load_job_data, make_model, model_settings, prepare
+from mfhca_cache.training.mapped import MappedFeature
 from mfhca_cache.training.metrics import by_utterance, score
 from mfhca_cache.training.options import Recipe, TrainOptions
 from mfhca_cache.training.record import fold_record, predictions, test_scores
 from mfhca_cache.training.result import FoldResult
+from mfhca_cache.training.step import LAUNCHED, Step, device_done, evaluate, make_optimiser, predict, train_step
 
-_EVALUATION_CLIPS = 64
+__all__ = ["evaluate", "fold_steps", "repeatable", "train_fold", "train_folds", "train_step"]
 
 
 def train_fold(
@@ -63,25 +68,66 @@ def train_fold(
     chosen = fold if isinstance(fold, Fold) else choose_folds(job.folds, fold)[0]
     check_folds(job, [chosen])
     data = data or load_job_data(job, [chosen], progress)
+    results: list[FoldResult] = []
+    train_folds(job, [chosen], data, results.append, progress)
+    return results[0]
+
+
+def train_folds(
+    job: Job,
+    folds: Sequence[Fold],
+    data: CorpusData,
+    done: Callable[[FoldResult], None],
+    progress: ProgressCallback = silent,
+    at_once: int | None = 1,
+) -> None:
+    """Train folds in this process and test them.
+
+    Args:
+        job, data: from `prepare` and `load_job_data`.
+        done: called with each result, as folds end.
+        progress: called after each epoch.
+        at_once: how many folds take turns on the device; None for as many as a GPU's memory holds.
+
+    Raises:
+        TrainingError: a loss that is not finite, an error in a model of the reader's own, or too little GPU memory.
+    """
+
+    def begin(fold: Fold) -> Steps[FoldResult]:
+        return fold_steps(job, fold, data, progress)
+
+    def seed(fold: Fold) -> int:
+        return _seed(job.options.seed, fold.number)
+
+    with repeatable(job.threads, fill=job.own is not None):
+        side_by_side(folds, begin, done, seed=seed, device=job.device, at_once=at_once)
+
+
+def fold_steps(
+    job: Job, fold: Fold, data: CorpusData, progress: ProgressCallback = silent
+) -> Generator[bool, None, FoldResult]:
+    """A fold as steps: yields behind each that was launched, and returns the fold's result.
+
+    Between two of its steps others may use the device, torch's generators apart (`interleave.RandomState`).
+    """
     started = time.monotonic()
-    with _repeatable(job.options.seed, chosen.number, fill=job.own is not None):
-        model = make_model(job, settings := model_settings(job))
-        train, validation, test = (data.clips_of(ids) for ids in (chosen.train, chosen.validation, chosen.test))
-        scaling = fit_scaling(data, train)
-        fit = _fit(model, data, scaling, train, validation, job.options, chosen, progress)
-        model.load_state_dict(fit.state)
-        log_probabilities = evaluate(model, data, test, scaling)
+    model = make_model(job, settings := model_settings(job))
+    train, validation, test = (data.clips_of(ids) for ids in (fold.train, fold.validation, fold.test))
+    scaling = fit_scaling(data, train)
+    fit = yield from _fit(model, data, scaling, train, validation, job.options, fold, progress)
+    model.load_state_dict(fit.state)
+    log_probabilities = yield from predict(model, data, test, scaling, job.options.precision)
     if np.isnan(log_probabilities).any():
-        raise TrainingError(f"fold {chosen.number} ({chosen.name}): the trained model gives NaN for test clips")
-    record = fold_record(job, chosen, settings, count_parameters(model))
-    record |= {"best_epoch": fit.best_epoch, "epochs": len(fit.curve), "stopped": fit.stopped}
+        raise TrainingError(f"fold {fold.number} ({fold.name}): the trained model gives NaN for test clips")
+    record = fold_record(job, fold, settings, count_parameters(model))
+    record |= {"step": fit.step, "best_epoch": fit.best_epoch, "epochs": len(fit.curve), "stopped": fit.stopped}
     record |= {"validation": {"ua": fit.best[0], "loss": -fit.best[1]}}
     record |= test_scores(data, rows := test.cpu().numpy(), log_probabilities, len(job.classes.classes))
     record |= {"seconds": round(time.monotonic() - started, 3)}
     state = {name: value.cpu() for name, value in fit.state.items()}
     if scaling is not None:
         state |= {"scaling.mean": scaling.mean.cpu(), "scaling.std": scaling.std.cpu()}
-    return FoldResult(record, predictions(job, chosen, data, rows, log_probabilities), pd.DataFrame(fit.curve), state)
+    return FoldResult(record, predictions(job, fold, data, rows, log_probabilities), pd.DataFrame(fit.curve), state)
 
 
 @dataclass
@@ -93,6 +139,7 @@ class _Fit:
     best: tuple[float, float]
     curve: list[dict[str, Any]]
     stopped: str
+    step: str
 
 
 def _fit(
@@ -104,12 +151,16 @@ def _fit(
     options: TrainOptions,
     fold: Fold,
     progress: ProgressCallback,
-) -> _Fit:
+) -> Generator[bool, None, _Fit]:
     """Train until `patience` epochs bring no better validation UA (ties: no lower loss), or `epochs` are done."""
     recipe = options.recipe
-    optimiser = _optimiser(model, recipe)
+    optimiser = make_optimiser(model, recipe)
+    step: Step = partial(train_step, model, optimiser, data, scaling=scaling, precision=options.precision)
     shuffle = torch.Generator().manual_seed(_seed(options.seed, fold.number))
-    fit = _Fit({}, 0, (-1.0, 0.0), [], "limit")
+    fit = _Fit({}, 0, (-1.0, 0.0), [], "limit", "plain")
+    model.train()
+    if train.is_cuda and len(train) >= recipe.batch:
+        step, fit.step = _captured(step, model, optimiser, data, train[: recipe.batch])
     for epoch in range(1, recipe.epochs + 1):
         started = time.monotonic()
         order = train[torch.randperm(len(train), generator=shuffle).to(train.device)]
@@ -117,10 +168,16 @@ def _fit(
         batches = list(order.split(recipe.batch))
         if isinstance(model, OwnModel) and len(batches) > 1 and len(batches[-1]) == 1:
             batches.pop()  # Batch norm over a single vector is an error; ours never normalise one.
-        losses = [train_step(model, optimiser, data, clips, scaling) for clips in batches]
-        train_loss = float(torch.stack(losses).mean())
+        losses = []
+        for clips in batches:
+            losses.append(step(clips))
+            yield LAUNCHED
+        mean_loss = torch.stack(losses).mean()
+        yield from device_done(mean_loss)
+        train_loss = float(mean_loss)
         _refuse_not_finite("loss", train_loss, fold, epoch, recipe)
-        loss, wa, ua = _validate(model, data, validation, scaling)
+        log_probabilities = yield from predict(model, data, validation, scaling, options.precision)
+        loss, wa, ua = _validation_scores(log_probabilities, data, validation)
         _refuse_not_finite("validation loss", loss, fold, epoch, recipe)
         seconds = round(time.monotonic() - started, 3)
         fit.curve.append(
@@ -134,44 +191,34 @@ def _fit(
             fit.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
         detail = f"validation UA {100 * ua:.1f} %, best {100 * fit.best[0]:.1f} % in epoch {fit.best_epoch}"
         detail += " (optimistic: the test set is known)" if fold.optimistic else ""
-        progress(Progress(f"fold {fold.number} ({fold.name})", epoch, recipe.epochs, "epochs", detail=detail))
         if epoch - fit.best_epoch >= recipe.patience:
             fit.stopped = "patience"
+        # A fold's last report has as many done as there are, so that whoever shows them knows it.
+        total = recipe.epochs if fit.stopped == "limit" else epoch
+        progress(Progress(f"fold {fold.number} ({fold.name})", epoch, total, "epochs", detail=detail))
+        if fit.stopped == "patience":
             break
     return fit
 
 
-def train_step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, data: CorpusData, clips: Tensor, scaling: Scaling | None
-) -> Tensor:
-    """One step of cross entropy on a batch of clips; its loss, a scalar on the device."""
-    optimiser.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(logits(model, data, clips, scaling), data.labels[clips])
-    with told_of(model, "in the backward pass"):
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-    return loss.detach()
+def _captured(
+    plain: Step, model: nn.Module, optimiser: torch.optim.Optimizer, data: CorpusData, clips: Tensor
+) -> tuple[Step, str]:
+    """The step as a CUDA graph where that can be, else the plain one; and which it is, in words."""
+    if isinstance(model, OwnModel):
+        return plain, "plain"  # A graph would not see what the reader's Python does from step to step.
+    if any(isinstance(values, MappedFeature) for values in data.inputs.values()):
+        return plain, "plain"  # Batches come from the host.
+    try:
+        return capture_step(plain, model, optimiser, clips), "captured"
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return plain, f"plain; CUDA could not capture it ({str(error).splitlines()[0]})"
 
 
-def logits(model: nn.Module, data: CorpusData, clips: Tensor, scaling: Scaling | None) -> Tensor:
-    """The model's logits of a batch of clips, (B, classes)."""
-    batch = gather(data, clips, scaling)
-    result: Tensor = model(batch, masks(data, clips)) if isinstance(model, OwnModel) else model(**batch)
-    return result
-
-
-def evaluate(model: nn.Module, data: CorpusData, clips: Tensor, scaling: Scaling | None) -> np.ndarray:
-    """Log-probabilities of clips, float32 (clips, classes), without dropout."""
-    model.eval()
-    # Not inference mode: what a reader's model keeps from here could not be used in training.
-    with torch.no_grad():
-        parts = [logits(model, data, part, scaling).log_softmax(1) for part in clips.split(_EVALUATION_CLIPS)]
-        return torch.cat(parts).cpu().numpy()
-
-
-def _validate(model: nn.Module, data: CorpusData, clips: Tensor, scaling: Scaling | None) -> tuple[float, float, float]:
+def _validation_scores(log_probabilities: np.ndarray, data: CorpusData, clips: Tensor) -> tuple[float, float, float]:
     """Cross entropy over clips, and WA and UA over utterances."""
-    log_probabilities = evaluate(model, data, clips, scaling)
     rows = clips.cpu().numpy()
     loss = -log_probabilities[np.arange(len(rows)), data.labels[clips].cpu().numpy()].mean()
     utterances, _, mean = by_utterance(log_probabilities, data.owner[rows])
@@ -187,27 +234,24 @@ def _refuse_not_finite(what: str, value: float, fold: Fold, epoch: int, recipe: 
         )
 
 
-def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
-    return kind(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-
-
 def _seed(seed: int, fold: int) -> int:
     """One seed a fold, so that a fold's numbers do not depend on which others are trained."""
     return int(np.random.SeedSequence([seed, fold]).generate_state(1)[0])
 
 
 @contextlib.contextmanager
-def _repeatable(seed: int, fold: int, fill: bool) -> Iterator[None]:
-    """Seeded generators, deterministic kernels and full float32, restored afterwards.
+def repeatable(threads: int, fill: bool) -> Iterator[None]:
+    """Deterministic kernels, full float32 and a fixed number of threads; all of it restored afterwards.
 
     Args:
+        threads: of one operation on the CPU: sums depend on how many share them.
         fill: set new tensors to NaN, so that a model which reads memory that it has not written is found out.
     """
     deterministic, warn = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
+    before_threads = torch.get_num_threads()
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     empty = torch.utils.deterministic
@@ -215,11 +259,11 @@ def _repeatable(seed: int, fold: int, fill: bool) -> Iterator[None]:
     # Nothing of ours reads memory that it has not written, and filling it costs a pass over every new tensor.
     filled, empty.fill_uninitialized_memory = empty.fill_uninitialized_memory, fill  # type: ignore[attr-defined]
     cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = False
+    torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(_seed(seed, fold))
-            yield
+        yield
     finally:
+        torch.set_num_threads(before_threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn)
         empty.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
