@@ -105,14 +105,16 @@ def begin_run(folder: Path, job: Job) -> None:
     before = read_json(path)
     changed = differences(before, mine)
     if changed:
-        suffix = f"seed{job.options.seed}"
+        seed = job.options.seed
+        suffix = f"seed{seed}" if before.get("options", {}).get("seed") != seed else "2"
         if job.own is not None and before.get("model_sha256") != job.own.sha256:
             suffix = job.own.sha256[:8]
             changed.append(f"{job.own.file} is not what it was when this run was begun")
         raise TrainingError(
             f"{folder} holds a run of other settings, and folds of two kinds are never mixed.\n  "
             + "\n  ".join(changed)
-            + f"\nGive this run its own name, such as --name {folder.name}-{suffix}, or delete it."
+            + f"\nGive this run its own name, such as --name {folder.name.removesuffix(f'-seed{seed}')}-{suffix}, "
+            "or delete it."
         )
 
 
