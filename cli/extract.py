@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mfhca_cache.distributed.extract import extract_on_ray
 from mfhca_cache.extraction.pipeline import ExtractReport
 from mfhca_cache.extraction.pipeline import extract as extract_corpus
 from mfhca_cache.manifest import Manifest, read_manifest
@@ -23,6 +24,7 @@ from mfhca_cache.spec import (
 )
 from mfhca_cache.storage.cache import open_cache
 
+from .engine import check_engine, engine_options
 from .show import Screen, counted, duration, only_one, quiet_and_json, rejections, size
 
 #: More than this share of the rows rejected is no longer bad luck.
@@ -97,6 +99,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--pre-emphasis", type=float, default=0.0, show_default=True, help="Of the spectrogram; 0 is off.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
 @click.option("--batch", type=click.IntRange(1), help="Clips an encoder call.  [8 on a CPU, 64 on a GPU]")
+@engine_options
 @quiet_and_json
 def extract(
     csv: Path | None,
@@ -116,6 +119,8 @@ def extract(
     pre_emphasis: float,
     dtype: str,
     batch: int | None,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -132,15 +137,24 @@ def extract(
         mfhca extract --encoder microsoft/wavlm-large --layers all --pool mean
         mfhca extract --encoder none --features log-mel+mfcc
         mfhca extract --shard $SLURM_ARRAY_TASK_ID/8    # sbatch --array=1-8
+        mfhca extract --engine ray --address head-node:6379
     """
     found, spec = asked(
         csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype
     )
     folder = cache or Path("cache") / found.corpus
+    check_engine(engine, address)
+    if engine == "ray" and shard:
+        raise click.UsageError("--shard cuts the work for the jobs of an array, and --engine ray cuts it by itself")
     with Screen(quiet, as_json) as screen:
-        report = extract_corpus(
-            found, folder, spec, split, shard=shard, device=device, batch=batch, progress=screen.progress
-        )
+        if engine == "ray":
+            report = extract_on_ray(
+                found, folder, spec, split, address=address, device=device, batch=batch, progress=screen.progress
+            )
+        else:
+            report = extract_corpus(
+                found, folder, spec, split, shard=shard, device=device, batch=batch, progress=screen.progress
+            )
     _show(screen, report)
     screen.json({**settings(report), "ok": report.ok})
     if len(report.rejected) > REJECTED_SHARE * report.utterances:

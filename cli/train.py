@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 from rich.text import Text
 
+from mfhca_cache.distributed.train import TrainItem, train_on_ray
 from mfhca_cache.folds import PROTOCOLS, Fold, choose_folds
 from mfhca_cache.models import MODELS
 from mfhca_cache.reporting.joined import join
@@ -20,6 +21,7 @@ from mfhca_cache.training.job import check_folds, prepare
 from mfhca_cache.training.options import PRESETS, TrainOptions
 from mfhca_cache.training.seeds import of_seed, seed_folder
 
+from .engine import check_engine, engine_options
 from .report import show_joined, show_summary
 from .show import Screen, only_one, quiet_and_json
 
@@ -77,6 +79,7 @@ from .show import Screen, only_one, quiet_and_json
     metavar="N",
     help="Train N seeds, from --seed on, each a run of its own, and join their scores.",
 )
+@engine_options
 @quiet_and_json
 def train(
     cache: Path | None,
@@ -95,6 +98,8 @@ def train(
     device: str,
     name: str | None,
     seeds: int,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -109,6 +114,7 @@ def train(
         mfhca train --fold 4
         mfhca train --fold all --protocol test-selected --seed 1 --name peeking   # runs/peeking-seed1
         mfhca train --fold all --seeds 5
+        mfhca train --fold all --seeds 5 --engine ray --address head-node:6379
         mfhca train --folds EmoBox/data/iemocap
         mfhca train --model my_module:MyModel --features encoder
     """
@@ -137,7 +143,10 @@ def train(
         folds=None if folds is None else str(folds),
         allow_leaks=allow_leaks,
     )
-    jobs = [prepare(opened, replace(options, seed=seed + number), device) for number in range(seeds)]
+    check_engine(engine, address)
+    # With Ray the nodes have the device, and this machine need not.
+    here = "cpu" if engine == "ray" else device
+    jobs = [prepare(opened, replace(options, seed=seed + number), here) for number in range(seeds)]
     folds_of = {job.options.seed: choose_folds(job.folds, fold) for job in jobs}
     for job in jobs:
         check_folds(job, folds_of[job.options.seed])
@@ -156,7 +165,10 @@ def train(
             for item in folds_of[number]:
                 there = "done before; " if has_fold(run, item.number) else ""
                 screen.err.print(f"  fold {item.number}: {there}{_split(item)}")
-        for job, run in zip(jobs, folders, strict=True):
+        if engine == "ray":
+            items = [TrainItem(job.options, run, fold) for job, run in zip(jobs, folders, strict=True)]
+            train_on_ray(opened, items, address=address, device=device, progress=screen.progress)
+        for job, run in zip(jobs, folders, strict=True) if engine == "local" else ():
             progress = of_seed(screen.progress, job.options.seed) if seeds > 1 else screen.progress
             cross_validate(opened, fold=fold, run=run, job=job, progress=progress)
     summaries = [summarise(run) for run in folders]

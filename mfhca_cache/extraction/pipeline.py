@@ -38,7 +38,7 @@ from mfhca_cache.extraction.features import (
     new_engine,
     text_feature,
 )
-from mfhca_cache.extraction.part import check_part, shards_of_part
+from mfhca_cache.extraction.part import Part, check_part, shards_of_part
 from mfhca_cache.extraction.text import load_text_encoder
 from mfhca_cache.extraction.work import Task, find_tasks, is_done, mended
 from mfhca_cache.manifest import Manifest, Rejected
@@ -66,7 +66,7 @@ class ExtractReport:
         bytes_written: by this run.
         seconds: that it took.
         notes: what a person should know, such as corrected labels.
-        shard: k and n where this run was part k of n; all the counts are then of that part.
+        shard: k (or several) and n where this run was part k of n; all the counts are then of that part.
         covered: the shards that it answers for, as ``feature/shard``.
     """
 
@@ -82,7 +82,7 @@ class ExtractReport:
     bytes_written: int
     seconds: float
     notes: tuple[str, ...] = ()
-    shard: tuple[int, int] | None = None
+    shard: Part | None = None
     covered: tuple[str, ...] = ()
 
     @property
@@ -97,7 +97,7 @@ def extract(
     spec: ExtractSpec | None = None,
     split: str | None = None,
     *,
-    shard: tuple[int, int] | None = None,
+    shard: Part | None = None,
     device: str = "auto",
     batch: int | None = None,
     progress: ProgressCallback = silent,
@@ -109,7 +109,8 @@ def extract(
         cache_dir: the cache's own folder, made where there is none.
         spec: what to extract; by default the spectrogram and HuBERT-base.
         split: a session, or ``all``; None for all.
-        shard: (k, n) for part k of n of those splits, dealt out shard by shard; None for everything.
+        shard: (k, n) for part k of n of those splits, dealt out shard by shard, or ((k, …), n) for several, or for
+            none: then the cache is begun and nothing built; None for everything.
         device: auto, cpu or cuda; a feature begun before keeps its own.
         batch: clips an encoder call, for a feature that is begun now.
         progress: called after each batch.
