@@ -24,7 +24,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def check_engine(engine: str, address: str | None) -> None:
-    """Refuse an address that nothing would use."""
+def check_engine(engine: str, address: str | None, part: bool = False) -> None:
+    """Refuse options that do not go together: an address without Ray, and a part of what Ray deals out."""
     if address is not None and engine != "ray":
         raise click.UsageError("--address is of a Ray cluster; say --engine ray too")
+    if part and engine == "ray":
+        raise click.UsageError("--shard cuts the work for the jobs of an array, and --engine ray cuts it by itself")

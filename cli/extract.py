@@ -139,13 +139,11 @@ def extract(
         mfhca extract --shard $SLURM_ARRAY_TASK_ID/8    # sbatch --array=1-8
         mfhca extract --engine ray --address head-node:6379
     """
+    check_engine(engine, address, shard is not None)
     found, spec = asked(
         csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype
     )
     folder = cache or Path("cache") / found.corpus
-    check_engine(engine, address)
-    if engine == "ray" and shard:
-        raise click.UsageError("--shard cuts the work for the jobs of an array, and --engine ray cuts it by itself")
     with Screen(quiet, as_json) as screen:
         if engine == "ray":
             report = extract_on_ray(

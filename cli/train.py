@@ -118,6 +118,7 @@ def train(
         mfhca train --folds EmoBox/data/iemocap
         mfhca train --model my_module:MyModel --features encoder
     """
+    check_engine(engine, address)
     if ":" in model:
         sys.path.insert(0, str(Path.cwd()))  # As `python -m` has it.
     elif model not in MODELS:
@@ -143,7 +144,6 @@ def train(
         folds=None if folds is None else str(folds),
         allow_leaks=allow_leaks,
     )
-    check_engine(engine, address)
     # With Ray the nodes have the device, and this machine need not.
     here = "cpu" if engine == "ray" else device
     jobs = [prepare(opened, replace(options, seed=seed + number), here) for number in range(seeds)]

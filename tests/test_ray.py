@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'mfhca-cache[ray]'")
 
@@ -44,7 +46,7 @@ from .conftest import TINY
 from .test_cli import run
 from .test_extract import shard_bytes
 
-OPTIONS = TrainOptions(features="encoder", preset="frozen", epochs=1)
+OPTIONS = TrainOptions(features="encoder", preset="frozen", protocol="session", epochs=1)  # Three folds.
 MAIN = "import sys; from mfhca_cache.cli import main; sys.argv[0] = 'mfhca'; main()"
 
 
@@ -180,15 +182,17 @@ def test_a_killed_worker_loses_and_doubles_nothing(
 
 
 @pytest.mark.usefixtures("ray")
-def test_what_is_lost_for_good_is_named(small_manifest: Manifest, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract_module, "build", fatal)
-    monkeypatch.setattr(cluster_module, "RETRIES", 0)
-    extract(small_manifest, begun, TINY, "session1", device="cpu")
-    extract(small_manifest, begun, TINY, "session3", device="cpu")
-    with pytest.raises(CacheError, match=r"8 shard\(s\) are still missing: .*random-tiny/session2-0000.*died"):
-        extract_on_ray(small_manifest, begun, TINY, device="cpu")
-    monkeypatch.undo()
-    assert extract_on_ray(small_manifest, begun, TINY).new_shards == 8
+def test_what_is_lost_for_good_is_named(
+    small_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(small_manifest, tmp_path / "c", TINY, "session1", device="cpu")
+    extract(small_manifest, tmp_path / "c", TINY, "session3", device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_module, "build", fatal)
+        patch.setattr(cluster_module, "RETRIES", 0)
+        with pytest.raises(CacheError, match=r"2 shard\(s\) are still missing: .*random-tiny/session2-0000.*died"):
+            extract_on_ray(small_manifest, tmp_path / "c", TINY, device="cpu")
+    assert extract_on_ray(small_manifest, tmp_path / "c", TINY).new_shards == 2
 
 
 @pytest.mark.usefixtures("ray")
@@ -208,35 +212,59 @@ def test_an_interrupted_command_goes_on(small_manifest: Manifest, begun: Path, w
     assert shard_bytes(begun) == shard_bytes(whole)
 
 
+def workers_at_work() -> list[int]:
+    """Process ids of the workers of this process's own cluster that are running a task."""
+
+    def status(pid: str) -> tuple[str, str]:
+        """The parent's process id, and what the process calls itself."""
+        try:
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            return parent, Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return "0", ""
+
+    found = {path.name: status(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()}
+
+    def is_mine(pid: str) -> bool:
+        while pid in found and pid != str(os.getpid()):
+            pid = found[pid][0]
+        return pid == str(os.getpid())
+
+    return [int(pid) for pid, (_, title) in found.items() if title.startswith("ray::_call") and is_mine(pid)]
+
+
+def wait_for(what: Callable[[], Any]) -> None:
+    for _ in range(600):
+        if what():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited for a minute in vain")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_ctrl_c_ends_the_command_and_its_tasks(ray: Any, small_manifest: Manifest, tmp_path: Path) -> None:
-    """The one shard that a stranger holds keeps the command waiting until the signal comes."""
+    """The one shard that a stranger holds keeps the command waiting until a worker is killed, and the signal comes."""
     write_manifest(small_manifest, tmp_path / "m.csv")
-    words = ["extract", "--manifest", "m.csv", "--cache", "c", "--encoder", "none", "--device", "cpu"]
+    words = ["extract", "--manifest", "m.csv", "--cache", "c", "--encoder", "none", "--device", "cpu", "--json"]
     words += ["--engine", "ray", "--address", ray.get_runtime_context().gcs_address]
+    command = [sys.executable, "-c", MAIN, *words]
     folder = tmp_path / "c"
     with lock(folder, "spectrogram.session3-0000"):
-        process = subprocess.Popen(
-            [sys.executable, "-c", MAIN, *words],
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(600):
-            if (folder / "spectrogram" / "session2-0000.json").exists():
-                break
-            time.sleep(0.1)
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        wait_for((folder / "spectrogram" / "session2-0000.json").exists)
+        wait_for(workers_at_work)
+        (first,) = workers_at_work()
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: workers_at_work() not in ([], [first]))
+        time.sleep(2)  # Ray's own word about the dead worker comes late.
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.strip().splitlines()[-1] == "Stopped. What was finished is kept; the same command goes on from there."
-    assert "Traceback" not in err
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 shard," in done.stdout and "Next: mfhca train" in done.stdout
-    assert "ray" not in done.stderr.lower()
+        out, err = process.communicate(timeout=60)
+        assert not workers_at_work()
+    assert (process.returncode, out) == (130, "")
+    assert err == "\nStopped. What was finished is kept; the same command goes on from there.\n"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["new_shards"] == 1
 
 
 def test_a_node_that_does_not_see_the_storage_says_so(ray: Any, small_cache_folder: Path, tmp_path: Path) -> None:
@@ -273,13 +301,11 @@ def items(folder: Path, seeds: tuple[int, ...] = (0, 1)) -> list[TrainItem]:
 def assert_trained_as_here(folder: Path, cache_folder: Path) -> None:
     """Every fold of both seeds, as `cross_validate` makes it in this process."""
     for item in items(folder):
-        results = cross_validate(open_cache(cache_folder), item.options, device="cpu")
-        for result in results:
+        for result in cross_validate(open_cache(cache_folder), item.options, device="cpu"):
             stored = read_fold(item.run / f"fold{result.number:02d}")
-            assert stored.curve["train_loss"].equals(result.curve["train_loss"].round(15)) or (
-                stored.curve["train_loss"].tolist() == pytest.approx(result.curve["train_loss"].tolist(), abs=1e-12)
-            )
-            assert all((stored.state[name] == value).all() for name, value in result.state.items())
+            assert stored.record["scores"] == result.record["scores"]
+            assert stored.predictions["prediction"].equals(result.predictions["prediction"])
+            assert all(torch.equal(stored.state[name], value) for name, value in result.state.items())
         assert not list(item.run.glob(".*"))
 
 
@@ -293,8 +319,8 @@ def test_folds_and_seeds_are_the_same_as_here_though_a_worker_is_killed(
     folders = train_on_ray(open_cache(small_cache_folder), items(tmp_path), device="cpu", progress=seen.append)
     thread.join()
     assert (tmp_path / "worker").exists()
-    assert [path.parent.name for path in folders] == ["r"] * 6 + ["r-seed1"] * 6
-    assert (seen[-1].done, seen[-1].total, seen[-1].unit) == (12, 12, "folds")
+    assert [path.parent.name for path in folders] == ["r"] * 3 + ["r-seed1"] * 3
+    assert (seen[-1].done, seen[-1].total, seen[-1].unit) == (6, 6, "folds")
     assert any("UA" in report.detail for report in seen)
     assert_trained_as_here(tmp_path, small_cache_folder)
 
@@ -316,8 +342,9 @@ def test_training_goes_on_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "train", fatal)
         patch.setattr(cluster_module, "RETRIES", 0)
-        with pytest.raises(TrainingError, match=r"still missing: .*r-seed1/fold06.* died"):
-            train_on_ray(cache, items(tmp_path), device="cpu")
+        last = [TrainItem(OPTIONS, tmp_path / "other", fold=3)]
+        with pytest.raises(TrainingError, match=r"1 fold\(s\) are still missing: .*other/fold03: a worker died"):
+            train_on_ray(cache, last, device="cpu")
     train_on_ray(cache, items(tmp_path), device="cpu")
     assert (tmp_path / "r" / "fold01" / "result.json").stat().st_mtime_ns == stamp
     assert_trained_as_here(tmp_path, small_cache_folder)
@@ -346,7 +373,7 @@ def test_a_cluster_of_this_machine_is_started_where_none_is_named(small_cache_fo
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "1 (1M)" in done.stdout
-    assert not [line for line in done.stderr.splitlines() if "ray" in line.lower() or "gcs" in line.lower()]
+    assert not [line for line in done.stderr.splitlines() if "raylet" in line or "gcs" in line.lower()]
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:0", "ray://127.0.0.1:10001", "127.0.0.1:x", ":6379"])

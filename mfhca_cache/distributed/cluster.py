@@ -166,6 +166,7 @@ def join_cluster(address: str | None) -> Iterator[Cluster]:
             **({} if address else own),
         )
         _keep_handlers(handlers)
+        _keep_quiet()
         yield Cluster(ray)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if ray.is_initialized():
@@ -182,7 +183,6 @@ def join_cluster(address: str | None) -> Iterator[Cluster]:
 def _import_ray() -> Any:
     # Ray must neither report its use nor explain itself on the terminal; it reads these when it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         return importlib.import_module("ray")
@@ -195,6 +195,13 @@ def _keep_handlers(handlers: dict[signal.Signals, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _keep_quiet() -> None:
+    """Keep Ray from printing every dead worker on stdout, among the JSON; what matters is told by `Cluster.run`."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _check_address(address: str) -> None:
