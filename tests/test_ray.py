@@ -62,21 +62,23 @@ def ray() -> Iterator[Any]:
     found.shutdown()
 
 
-@pytest.fixture
-def begun(small_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that was begun for shards of three clips, twelve a feature, and holds none yet."""
-    monkeypatch.setattr(layout, "MAX_SHARD_CLIPS", 3)
-    report = extract(small_manifest, tmp_path / "c", TINY, device="cpu", shard=((), 1))
-    assert (report.new_shards, report.covered) == (0, ())
-    return tmp_path / "c"
+@pytest.fixture(scope="module")
+def whole(small_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of shards of three clips, twelve a feature, extracted here; beside it, in ``begun``, as it was before."""
+    folder = tmp_path_factory.mktemp("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "MAX_SHARD_CLIPS", 3)
+        report = extract(small_manifest, folder / "begun", TINY, device="cpu", shard=((), 1))
+        assert (report.new_shards, report.covered) == (0, ())
+        shutil.copytree(folder / "begun", folder / "whole")
+        extract(small_manifest, folder / "whole", TINY, device="cpu")
+    return folder / "whole"
 
 
 @pytest.fixture
-def whole(small_manifest: Manifest, begun: Path, tmp_path: Path) -> Path:
-    """The same cache, extracted here."""
-    shutil.copytree(begun, tmp_path / "whole")
-    extract(small_manifest, tmp_path / "whole", TINY, device="cpu")
-    return tmp_path / "whole"
+def begun(whole: Path, tmp_path: Path) -> Path:
+    """The same cache, begun and without a shard."""
+    return Path(shutil.copytree(whole.with_name("begun"), tmp_path / "c"))
 
 
 def killer(mark: Path) -> threading.Thread:
@@ -138,16 +140,14 @@ def fatal(**arguments: Any) -> Any:
 
 
 @pytest.mark.usefixtures("ray")
-def test_extraction_is_the_same_as_here(small_manifest: Manifest, begun: Path, whole: Path, tmp_path: Path) -> None:
+def test_extraction_is_the_same_as_here(small_manifest: Manifest, begun: Path, whole: Path) -> None:
     seen: list[Progress] = []
     report = extract_on_ray(small_manifest, begun, TINY, device="cpu", progress=seen.append)
     assert shard_bytes(begun) == shard_bytes(whole)
     assert check_cache(begun, deep=True).faults == ()
-    shutil.rmtree(tmp_path / "whole")
-    (tmp_path / "again").mkdir()
-    here = extract(small_manifest, tmp_path / "again" / "c", TINY, device="cpu")
-    for name in ("features", "splits", "utterances", "ok", "clips", "new_clips", "new_shards", "rejected"):
-        assert getattr(report, name) == getattr(here, name), name
+    assert (report.new_shards, report.new_clips, report.clips, report.utterances) == (24, 30, 30, 24)
+    assert report.rejected == () and report.features == ("spectrogram", "random-tiny")
+    assert report.bytes_written == sum(path.stat().st_size for path in begun.rglob("*.h5"))
     assert (seen[-1].done, seen[-1].total, seen[-1].unit) == (30, 30, "clips")
     again = extract_on_ray(small_manifest, begun, TINY)
     assert (again.new_shards, again.new_clips, again.bytes_written, again.clips) == (0, 0, 0, 30)

@@ -18,11 +18,9 @@ from click.testing import CliRunner
 
 from mfhca_cache.cli.app import mfhca
 from mfhca_cache.distributed import train as train_module
-from mfhca_cache.extraction.pipeline import extract
 from mfhca_cache.manifest import Manifest, write_manifest
 from mfhca_cache.storage.layout import MAX_SHARD_BYTES, MAX_SHARD_CLIPS
 
-from .conftest import TINY
 from .test_extract import shard_bytes
 
 PAGE = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
@@ -145,7 +143,7 @@ def submit(*words: str, **variables: str) -> str:
 
 
 def test_the_array_jobs_extract_train_and_report(
-    cluster: Path, small_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Path, small_cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = submit("submit.sh")
     assert "Part 3 of 3 covers 2 shards" in text
@@ -154,8 +152,7 @@ def test_the_array_jobs_extract_train_and_report(
     assert sorted(path.name for path in (cluster / "runs").iterdir()) == ["trial"]
     assert len(list((cluster / "runs" / "trial").glob("fold0?"))) == 6
     assert (cluster / "ended").read_text() == "100\n101\n102\n"
-    extract(small_manifest, tmp_path / "whole", TINY, device="cpu")
-    assert shard_bytes(cluster / "cache" / "iemocap") == shard_bytes(tmp_path / "whole")
+    assert shard_bytes(cluster / "cache" / "iemocap") == shard_bytes(small_cache_folder)
     # A failed job holds back what depends on it.
     assert subprocess.run(
         ["bash", str(cluster / ".venv/bin/sbatch"), "--dependency=afterok:999", "report.sbatch"], check=False
@@ -174,14 +171,13 @@ def test_the_array_jobs_extract_train_and_report(
     assert len({item.run for item in sent}) == len(sent) == 10
 
 
-def test_caches_of_the_nodes_are_merged(cluster: Path, small_manifest: Manifest, tmp_path: Path) -> None:
+def test_caches_of_the_nodes_are_merged(cluster: Path, small_cache_folder: Path) -> None:
     text = submit(str(cluster / ".venv/bin/sbatch"), "extract-apart.sbatch")
     assert "took 2 shards" in text
     assert sorted(path.name for path in (cluster / "parts").iterdir()) == ["1", "2", "3"]
     text = submit(str(cluster / ".venv/bin/sbatch"), "--dependency=afterok:100", "merge.sbatch")
     assert "took 6 shards" in text
-    extract(small_manifest, tmp_path / "whole", TINY, device="cpu")
-    assert shard_bytes(cluster / "cache" / "iemocap") == shard_bytes(tmp_path / "whole")
+    assert shard_bytes(cluster / "cache" / "iemocap") == shard_bytes(small_cache_folder)
 
 
 def test_the_arithmetic_on_paper_is_right() -> None:
