@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mfhca_cache.distributed.extract import extract_on_ray
 from mfhca_cache.extraction.pipeline import extract as extract_corpus
 from mfhca_cache.extraction.report import ExtractReport
 from mfhca_cache.manifest import Manifest, read_manifest
@@ -24,6 +25,7 @@ from mfhca_cache.spec import (
 )
 from mfhca_cache.storage.cache import open_cache
 
+from .engine import check_engine, engine_options
 from .show import Screen, counted, duration, only_one, quiet_and_json, rejections, size
 
 #: More than this share of the rows rejected is no longer bad luck.
@@ -114,6 +116,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 )
 @click.option("--batch", type=click.IntRange(1), help="Clips an encoder call.  [found by a short trial]")
 @click.option("--jobs", type=click.IntRange(1), help="Processes that share the work.  [one a GPU; 1 on a CPU]")
+@engine_options
 @quiet_and_json
 def extract(
     csv: Path | None,
@@ -136,6 +139,8 @@ def extract(
     precision: str,
     runtime: str,
     jobs: int | None,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -153,24 +158,19 @@ def extract(
         mfhca extract --encoder none --features log-mel+mfcc
         mfhca extract --precision bf16
         mfhca extract --shard $SLURM_ARRAY_TASK_ID/8    # sbatch --array=1-8
+        mfhca extract --engine ray --address head-node:6379
     """
+    check_engine(engine, address, shard is not None)
     found, spec = asked(
         csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype, precision
     )
     folder = cache or Path("cache") / found.corpus
     with Screen(quiet, as_json) as screen:
-        report = extract_corpus(
-            found,
-            folder,
-            spec,
-            split,
-            shard=shard,
-            device=device,
-            batch=batch,
-            runtime=runtime,
-            jobs=jobs,
-            progress=screen.progress,
-        )
+        common: dict[str, Any] = {"device": device, "batch": batch, "runtime": runtime, "progress": screen.progress}
+        if engine == "ray":
+            report = extract_on_ray(found, folder, spec, split, address=address, **common)
+        else:
+            report = extract_corpus(found, folder, spec, split, shard=shard, jobs=jobs, **common)
     _show(screen, report)
     screen.json({**settings(report), "ok": report.ok})
     if len(report.rejected) > REJECTED_SHARE * report.utterances:

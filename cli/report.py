@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mfhca_cache.reporting.joined import SCORES, JoinedSummary
 from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, summarise, write_report
 
 from .show import Screen, grid, percent, quiet_and_json
@@ -72,3 +73,32 @@ def show_summary(screen: Screen, summary: RunSummary) -> None:
         screen.out.print(f"Caution: {line}", style="bold yellow", markup=False, soft_wrap=True)
     if summary.missing:
         screen.out.print(f"Not trained yet: {', '.join(summary.missing)}", markup=False, soft_wrap=True)
+
+
+def show_joined(screen: Screen, joined: JoinedSummary) -> None:
+    """Each seed's pooled scores, and the mean over folds and seeds."""
+    settings, count = joined.runs[0].settings, len(joined.runs)
+    marked = " (optimistic)" if any(run.optimistic for run in joined.runs) else ""
+    screen.out.print(
+        f"{settings['corpus']} · {settings['model']} on {' + '.join(settings['features'].values())} · "
+        f"{settings['protocol']}{marked} · preset {settings['preset']} · {count} seeds",
+        style="bold",
+        markup=False,
+        soft_wrap=True,
+    )
+    rows = [
+        [f"seed {run.settings['seed']}", f"{len(run.folds)}", *(percent(run.pooled[name]) for name in SCORES)]
+        for run in joined.runs
+    ]
+    for label, scores in (("pooled, mean", joined.pooled_mean), ("± std of seeds", joined.pooled_std)):
+        rows.append([label, "", *(percent(scores[name]) for name in SCORES)])
+    rows.append(["mean", f"{joined.folds}", *(percent(joined.mean[name]) for name in SCORES)])
+    if joined.std:
+        rows.append(["± std", "", *(percent(joined.std[name]) for name in SCORES)])
+    columns = ["pooled by seed; mean over folds and seeds", "folds", "WA", "UA", "clip WA", "clip UA"]
+    screen.out.print(grid(None, columns, rows))
+    for line in dict.fromkeys(line for run in joined.runs for line in run.caveats):
+        screen.out.print(f"Caution: {line}", style="bold yellow", markup=False, soft_wrap=True)
+    for run in joined.runs:
+        missing = f"; not trained yet: {', '.join(run.missing)}" if run.missing else ""
+        screen.say(f"Each fold of seed {run.settings['seed']}: mfhca report {run.run}{missing}")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 from rich.text import Text
 
+from mfhca_cache.distributed.train import TrainItem, train_on_ray
 from mfhca_cache.folds import PROTOCOLS, Fold, choose_folds
 from mfhca_cache.models import MODELS
+from mfhca_cache.reporting.joined import join
 from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
 from mfhca_cache.training.job import check_folds, prepare
 from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
+from mfhca_cache.training.seeds import of_seed, seed_folder
 
-from .report import show_summary
+from .engine import check_engine, engine_options
+from .report import show_joined, show_summary
 from .show import Screen, only_one, quiet_and_json
 
 
@@ -75,7 +80,19 @@ from .show import Screen, only_one, quiet_and_json
     show_default=True,
     help="bf16: convolutions and products in bfloat16, other numbers in the third digit.",
 )
-@click.option("--name", help="The run's name.  [CORPUS-MODEL-FEATURES-PROTOCOL-PRESET]")
+@click.option(
+    "--name",
+    help="The run's name.  [CORPUS-MODEL-FEATURES-PROTOCOL-PRESET] A seed K other than 0 has -seedK behind it, always.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Train N seeds, from --seed on, each a run of its own, and join their scores.",
+)
+@engine_options
 @quiet_and_json
 def train(
     cache: Path | None,
@@ -96,6 +113,9 @@ def train(
     threads: int | None,
     precision: str,
     name: str | None,
+    seeds: int,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -111,10 +131,13 @@ def train(
     \b
     Example:
         mfhca train --fold 4
-        mfhca train --fold all --protocol test-selected --seed 1 --name peeking
+        mfhca train --fold all --protocol test-selected --seed 1 --name peeking   # runs/peeking-seed1
+        mfhca train --fold all --seeds 5
+        mfhca train --fold all --seeds 5 --engine ray --address head-node:6379
         mfhca train --folds EmoBox/data/iemocap
         mfhca train --model my_module:MyModel --features encoder
     """
+    check_engine(engine, address)
     if ":" in model:
         sys.path.insert(0, str(Path.cwd()))  # As `python -m` has it.
     elif model not in MODELS:
@@ -142,27 +165,42 @@ def train(
         folds=None if folds is None else str(folds),
         allow_leaks=allow_leaks,
     )
-    job = prepare(opened, options, device)
-    chosen = choose_folds(job.folds, fold)
-    check_folds(job, chosen)
+    # With Ray the nodes have the device, and this machine need not.
+    here = "cpu" if engine == "ray" else device
+    prepared = [prepare(opened, replace(options, seed=seed + number), here) for number in range(seeds)]
+    folds_of = {job.options.seed: choose_folds(job.folds, fold) for job in prepared}
+    for job in prepared:
+        check_folds(job, folds_of[job.options.seed])
     if name is not None and (not name or name.startswith(".") or any(c in name for c in "/\\\0")):
         raise click.UsageError(f"--name {name!r}: expected a folder name without slashes")
-    run = runs / (name or run_name(opened, options, job.roles))
+    plain = runs / (name or run_name(opened, options, prepared[0].roles))
+    folders = [seed_folder(plain, job.options.seed) for job in prepared]
     with Screen(quiet, as_json) as screen:
-        for line in _caveats(chosen):
+        for line in _caveats([item for chosen in folds_of.values() for item in chosen]):
             screen.err.print(Text.assemble(("Caution: ", "bold yellow"), line))
-        features = " + ".join(job.roles.values())
-        screen.err.print(
-            f"[bold]{run}[/]: {features}, protocol {options.protocol}, preset {options.preset}, seed {seed}"
-        )
-        for item in chosen:
-            there = "done before; " if has_fold(run, item.number) else ""
-            screen.err.print(f"  fold {item.number}: {there}{_split(item)}")
-        cross_validate(opened, fold=fold, run=run, job=job, jobs=_jobs(jobs), progress=screen.progress)
-    summary = summarise(run)
-    write_report(summary)
-    show_summary(screen, summary)
-    screen.json(summary.to_json())
+        for job, run in zip(prepared, folders, strict=True):
+            features, number = " + ".join(job.roles.values()), job.options.seed
+            screen.err.print(
+                f"[bold]{run}[/]: {features}, protocol {options.protocol}, preset {options.preset}, seed {number}"
+            )
+            for item in folds_of[number]:
+                there = "done before; " if has_fold(run, item.number) else ""
+                screen.err.print(f"  fold {item.number}: {there}{_split(item)}")
+        if engine == "ray":
+            items = [TrainItem(job.options, run, fold) for job, run in zip(prepared, folders, strict=True)]
+            train_on_ray(opened, items, address=address, device=device, progress=screen.progress)
+        for job, run in zip(prepared, folders, strict=True) if engine == "local" else ():
+            progress = of_seed(screen.progress, job.options.seed) if seeds > 1 else screen.progress
+            cross_validate(opened, fold=fold, run=run, job=job, jobs=_jobs(jobs), progress=progress)
+    summaries = [summarise(run) for run in folders]
+    for summary in summaries:
+        write_report(summary)
+    if seeds == 1:
+        show_summary(screen, summaries[0])
+        screen.json(summaries[0].to_json())
+    else:
+        show_joined(screen, joined := join(summaries))
+        screen.json(joined.to_json())
 
 
 def _jobs(value: str) -> int | None:

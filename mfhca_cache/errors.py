@@ -57,3 +57,7 @@ class FoldError(MfhcaError):
 
 class TrainingError(MfhcaError):
     """A model, preset or run that cannot be trained as asked."""
+
+
+class ClusterError(MfhcaError):
+    """A cluster of machines that cannot be reached, has no room, or whose nodes do not see what they need."""

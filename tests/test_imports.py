@@ -17,7 +17,7 @@ LAYERS = (
     ("errors", "labels", "spec", "progress", "files", "containers", "wav", "allocator"),
     ("manifest", "folds", "splits", "storage", "models", "device"),
     ("corpora", "extraction", "training"),
-    ("reporting",),
+    ("distributed", "reporting"),
 )
 #: Parts of one layer that must not know of each other: the cache is the contract between the stages.
 STRANGERS = (("extraction", "training"), ("corpora", "training"), ("corpora", "extraction"))

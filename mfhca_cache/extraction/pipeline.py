@@ -36,7 +36,7 @@ from mfhca_cache.extraction.features import (
     new_engine,
     text_feature,
 )
-from mfhca_cache.extraction.part import check_part, shards_of_part
+from mfhca_cache.extraction.part import Part, check_part, shards_of_part
 from mfhca_cache.extraction.processes import Crew, check_jobs, jobs_of
 from mfhca_cache.extraction.report import ExtractReport, report_of
 from mfhca_cache.extraction.run import Run
@@ -54,7 +54,7 @@ def extract(
     spec: ExtractSpec | None = None,
     split: str | None = None,
     *,
-    shard: tuple[int, int] | None = None,
+    shard: Part | None = None,
     device: str = "auto",
     batch: int | None = None,
     runtime: str = "auto",
@@ -68,7 +68,8 @@ def extract(
         cache_dir: the cache's own folder, made where there is none.
         spec: what to extract; by default the spectrogram and HuBERT-base.
         split: a session, or ``all``; None for all.
-        shard: (k, n) for part k of n of those splits, dealt out shard by shard; None for everything.
+        shard: (k, n) for part k of n of those splits, dealt out shard by shard, or ((k, …), n) for several, or for
+            none: then the cache is begun and nothing built; None for everything.
         device: auto, cpu or cuda; a feature begun before keeps its own.
         batch: clips an encoder call, for a feature that is begun now; None for what a short trial finds.
         runtime: what runs the encoder: auto, torch, onednn, openvino or cuda-graph; a feature begun before keeps its

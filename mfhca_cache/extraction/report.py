@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mfhca_cache.extraction.part import Part
 from mfhca_cache.extraction.run import Run
 from mfhca_cache.extraction.work import Survey
 from mfhca_cache.manifest import Rejected
@@ -31,7 +32,7 @@ class ExtractReport:
         bytes_written: by this run.
         seconds: that it took.
         notes: what a person should know, such as corrected labels.
-        shard: k and n where this run was part k of n; all the counts are then of that part.
+        shard: k (or several) and n where this run was part k of n; all the counts are then of that part.
         covered: the shards that it answers for, as ``feature/shard``.
     """
 
@@ -47,7 +48,7 @@ class ExtractReport:
     bytes_written: int
     seconds: float
     notes: tuple[str, ...] = ()
-    shard: tuple[int, int] | None = None
+    shard: Part | None = None
     covered: tuple[str, ...] = ()
 
     @property

@@ -136,7 +136,8 @@ def begin_run(folder: Path, job: Job) -> Job:
     before.setdefault("options", {}).setdefault("precision", "fp32")
     changed = differences(before, mine)
     if changed:
-        suffix = f"seed{job.options.seed}"
+        seed = job.options.seed
+        suffix = f"seed{seed}" if before["options"].get("seed") != seed else "2"
         if job.options.precision != before["options"]["precision"]:
             suffix = job.options.precision
         elif job.threads != before["threads"]:
@@ -147,7 +148,8 @@ def begin_run(folder: Path, job: Job) -> Job:
         raise TrainingError(
             f"{folder} holds a run of other settings, and folds of two kinds are never mixed.\n  "
             + "\n  ".join(changed)
-            + f"\nGive this run its own name, such as --name {folder.name}-{suffix}, or delete it."
+            + f"\nGive this run its own name, such as --name {folder.name.removesuffix(f'-seed{seed}')}-{suffix}, "
+            "or delete it."
         )
     return job
 
