@@ -15,12 +15,13 @@ from torch import nn
 from mfhca_cache.errors import CacheError, CacheMismatchError, EncoderError
 from mfhca_cache.extraction import engine as engine_module
 from mfhca_cache.extraction import runtimes
+from mfhca_cache.extraction.cuda_graph import GraphRuntime, _Captured
 from mfhca_cache.extraction.encoder import Encoder, load_encoder
 from mfhca_cache.extraction.engine import AskedEngine, choose_engine
 from mfhca_cache.extraction.estimate import estimate
 from mfhca_cache.extraction.features import new_engine
 from mfhca_cache.extraction.pipeline import extract
-from mfhca_cache.extraction.runtimes import UnsuitableError, is_installed, relative_error, twin
+from mfhca_cache.extraction.runtimes import TorchRuntime, UnsuitableError, is_installed, relative_error, twin
 from mfhca_cache.manifest import Manifest, write_manifest
 from mfhca_cache.spec import EncoderSpec, ExtractSpec
 from mfhca_cache.storage.cache import open_cache
@@ -152,6 +153,26 @@ def test_the_choice_is_checked_timed_and_recorded(
         choose(encoder, AskedEngine("openvino"))
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(RuntimeError("no such primitive\nstack"), "no such primitive"), (MemoryError(), "memory ended")],
+)
+def test_a_library_that_fails_is_passed_over_and_recorded(
+    error: Exception, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_encoder_is_small: None
+) -> None:
+    encoder = wide(tmp_path / "enc")
+
+    def fail(*_: object) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(engine_module, "available", lambda device: ("onednn", "torch"))
+    monkeypatch.setattr("mfhca_cache.extraction.onednn.OneDNNRuntime.hidden", fail)
+    found = choose(encoder, AskedEngine(batch=2))
+    assert (found["name"], found["refused"]) == ("torch", {"onednn": why})
+    with pytest.raises(EncoderError, match=f"onednn cannot compute.*{why}"):
+        choose(encoder, AskedEngine("onednn", 2))
+
+
 def test_a_small_encoder_is_computed_by_plain_pytorch_without_a_trial(tmp_path: Path) -> None:
     encoder = wide(tmp_path / "enc")
 
@@ -246,6 +267,44 @@ def test_many_batches_come_in_order(tmp_path: Path) -> None:
     assert all(item.dtype == torch.float16 for item in found)
     for item, batch in zip(found, batches, strict=True):
         assert torch.equal(item, encoder.encode(batch).half())
+
+
+class Replay:
+    """What a captured graph does, without a GPU: the eager call, written in place."""
+
+    def __init__(self, eager: TorchRuntime, values: torch.Tensor, layers: Sequence[int]) -> None:
+        self.values, self.layers, self.eager = values.clone(), layers, eager
+        self.hidden, self.replays = eager.hidden(values, layers).clone(), 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.hidden.copy_(self.eager.hidden(self.values, self.layers))
+
+
+def test_the_largest_batch_is_captured_and_smaller_ones_run_eagerly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = wide(tmp_path / "enc")
+    expected = [encoder.encode(clips(n, 8_000, seed=n)) for n in (2, 4, 3)]
+    captured: list[Replay] = []
+
+    def capture(self: GraphRuntime, values: torch.Tensor, layers: Sequence[int]) -> _Captured:
+        captured.append(Replay(self._eager, values, layers))
+        return _Captured(captured[-1], captured[-1].values, captured[-1].hidden)
+
+    monkeypatch.setattr(GraphRuntime, "_capture", capture)
+    encoder.use(GraphRuntime(TorchRuntime(encoder._model)))
+    for _ in range(2):
+        for n, wanted in zip((2, 4, 3), expected, strict=True):
+            torch.testing.assert_close(encoder.encode(clips(n, 8_000, seed=n)), wanted, rtol=1e-5, atol=1e-6)
+    assert [(len(graph.values), graph.replays) for graph in captured] == [(2, 1), (4, 2)]
+    # The result is the caller's own: the next replay does not change it.
+    first = encoder.encode(clips(4, 8_000, seed=4))
+    encoder.encode(clips(4, 8_000, seed=9))
+    torch.testing.assert_close(first, expected[1], rtol=1e-5, atol=1e-6)
+    encoder.runtime.forget()
+    encoder.encode(clips(1, 8_000))
+    assert len(captured) == 3 and len(captured[2].values) == 1
 
 
 @pytest.mark.cuda

@@ -1,7 +1,7 @@
 """An encoder's forward pass on a GPU as one captured CUDA graph: one launch a batch instead of some hundreds.
 
-A graph holds for one shape, whose inputs it reads and whose results it writes in place. Batches of another shape, such
-as a shard's last one, run eagerly with the same kernels.
+A graph holds for one shape, whose inputs it reads and whose results it writes in place. The largest batch seen is the
+one that is captured; smaller ones, such as a shard's last one, run eagerly with the same kernels.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import torch
 from mfhca_cache.extraction.batch_size import is_out_of_memory
 from mfhca_cache.extraction.runtimes import TorchRuntime
 
-#: Shapes that are captured; each holds a batch's activations on the GPU for good.
-MAX_GRAPHS = 1
 #: Eager passes before a capture, as CUDA's libraries allocate and choose at their first calls.
 _WARM_UP = 3
 
@@ -36,7 +34,9 @@ class GraphRuntime:
     def __init__(self, eager: TorchRuntime) -> None:
         self.note = ""
         self._eager = eager
-        self._captured: dict[tuple[Any, ...], _Captured] = {}
+        self._key: tuple[Any, ...] = ()
+        # One alone: a graph holds a batch's activations on the GPU for good.
+        self._captured: _Captured | None = None
 
     @property
     def device(self) -> torch.device:
@@ -46,21 +46,24 @@ class GraphRuntime:
     def hidden(self, values: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
         """See `mfhca_cache.extraction.runtimes.Runtime.hidden`."""
         key = (tuple(values.shape), tuple(layers))
-        if key not in self._captured and not self.note and len(self._captured) < MAX_GRAPHS:
-            self._capture(key, values, layers)
-        captured = self._captured.get(key)
-        if captured is None:
+        largest = self._captured.values.numel() if self._captured else 0
+        if key != self._key and not self.note and values.numel() >= largest:
+            self.forget()
+            self._captured = self._capture(values, layers)
+            self._key = key if self._captured else ()
+        if key != self._key or self._captured is None:
             return self._eager.hidden(values, layers)
-        captured.values.copy_(values, non_blocking=True)
-        captured.graph.replay()
+        self._captured.values.copy_(values, non_blocking=True)
+        self._captured.graph.replay()
         # The next replay writes over the graph's own result.
-        return captured.hidden.clone()
+        return self._captured.hidden.clone()
 
     def forget(self) -> None:
-        """See `mfhca_cache.extraction.runtimes.Runtime.forget`: the captured graphs go."""
-        self._captured.clear()
+        """See `mfhca_cache.extraction.runtimes.Runtime.forget`: the captured graph goes."""
+        self._key, self._captured = (), None
 
-    def _capture(self, key: tuple[Any, ...], values: torch.Tensor, layers: Sequence[int]) -> None:
+    def _capture(self, values: torch.Tensor, layers: Sequence[int]) -> _Captured | None:
+        """The forward pass of this shape; None, and a note, where it cannot be captured."""
         try:
             held = torch.empty(values.shape, dtype=torch.float32, device=self.device)
             held.copy_(values)
@@ -79,5 +82,5 @@ class GraphRuntime:
                 raise
             torch.cuda.synchronize(self.device)
             self.note = f"this encoder cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); run eagerly"
-            return
-        self._captured[key] = _Captured(graph, held, hidden)
+            return None
+        return _Captured(graph, held, hidden)

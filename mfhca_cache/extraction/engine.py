@@ -232,9 +232,11 @@ class _Trial:
                 self.refused[name] = str(why)
                 continue
             except (MemoryError, RuntimeError) as problem:
-                if not is_out_of_memory(problem):
+                # Another library, or another of its versions, may fail in any way; plain PyTorch must not.
+                if name == "torch" and not is_out_of_memory(problem):
                     raise
-                self.refused[name] = "memory ended"
+                words = str(problem).splitlines() or [type(problem).__name__]
+                self.refused[name] = "memory ended" if is_out_of_memory(problem) else words[0]
                 continue
             self.errors[name] = error if np.isfinite(error) else 0.0
             if fastest is None or seconds * _FASTER < fastest[0]:
