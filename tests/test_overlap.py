@@ -306,6 +306,16 @@ def test_a_long_stereo_recording_takes_little_more_than_itself(tmp_path: Path) -
     assert cost < 480
 
 
+def test_long_clips_make_short_shards(tmp_path: Path) -> None:
+    """A shard's audio lies in memory as a whole."""
+    write_wav(tmp_path / "w" / "a.wav", tone(0.5))
+    manifest = build_manifest(tmp_path / "w", [{"utterance_id": "a", "session": ""}])
+    for seconds, clips in ((3.0, 512), (60.0, 34)):
+        cache = tmp_path / f"c{seconds}"
+        extract(manifest, cache, ExtractSpec(encoder=None, clip=ClipSpec(seconds=seconds)))
+        assert open_cache(cache).features["spectrogram"].clips_per_shard == clips
+
+
 # Looking
 
 

@@ -21,6 +21,8 @@ from mfhca_cache.storage.layout import FeatureInfo, clips_per_shard
 SPECTROGRAM = "spectrogram"
 #: Utterances of a shard of text: small, so that a corrected transcript costs little.
 _TEXT_SHARD = 256
+#: Of the audio that a shard is made from, in float32: 700 clips of 3 s, but only 34 of a minute.
+_MAX_SIGNAL_BYTES = 128 * 2**20
 
 
 def new_engine(device: str, batch: int | None, precision: Precision = "fp32") -> dict[str, Any]:
@@ -109,7 +111,8 @@ def _feature(
 ) -> FeatureInfo:
     values = {**values, "clip": settings(spec.clip), "dtype": spec.dtype}
     info = FeatureInfo(name, kind, values, shape, spec.dtype, 1, engine, source={})
-    return FeatureInfo(**{**vars(info), "clips_per_shard": clips_per_shard(info.clip_bytes)})
+    most = max(1, min(clips_per_shard(info.clip_bytes), _MAX_SIGNAL_BYTES // (4 * spec.clip.samples)))
+    return FeatureInfo(**{**vars(info), "clips_per_shard": most})
 
 
 def is_source(info: FeatureInfo, encoder: EncoderSpec) -> bool:
