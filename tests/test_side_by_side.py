@@ -399,7 +399,7 @@ def test_a_model_and_its_optimiser_go_back_to_their_beginning() -> None:
 
 def test_folds_that_a_gpu_holds_are_counted_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * 10**9, 80 * 10**9))
-    assert interleave._that_fit(2 * 10**9, "cuda") == 12
+    assert interleave._that_fit(2 * 10**9, "cuda") == 9
     assert interleave._that_fit(60 * 10**9, "cuda") == 1
     assert interleave._that_fit(0, "cpu") == 1
 

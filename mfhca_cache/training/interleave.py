@@ -24,7 +24,7 @@ Steps = Generator[bool, None, Result]
 #: Of the GPU memory that is free beside the first fold, more folds may fill so much.
 _SHARE = 0.8
 #: A fold takes more than its first step did: the last, short batch and evaluation come beside the captured step.
-_GROWTH = 2.5
+_GROWTH = 3.5
 _IDLE_SECONDS = 5e-5
 
 
