@@ -1,12 +1,13 @@
 # make demo: install, then the whole path on a small generated corpus.
 # make test: install, then lint, types and tests.
+# make bench: install, then every benchmark, and its figures into docs/performance.md: about half an hour.
 # make test-faults: install, then kills, power cuts, full disks and hostile files by the hundred: about ten minutes.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-faults lint install clean
+.PHONY: demo test test-faults bench lint install clean
 
 demo: install
 	$(BIN)/mfhca demo
@@ -16,6 +17,13 @@ test: lint
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults
+
+# One after the other: two at a time would measure each other.
+BENCHMARKS := limits reading metadata train extract corpus memory
+bench: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json build/bench/$$name.json; done
+	$(BIN)/python benchmarks/record.py build/bench docs/performance.md
 
 lint: install
 	$(BIN)/ruff check .

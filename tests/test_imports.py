@@ -14,7 +14,7 @@ CLI = Path(__file__).parents[1] / "cli"
 
 #: Layer by layer, from the ground up. A module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "labels", "spec", "progress", "files", "containers", "wav", "allocator"),
+    ("errors", "labels", "spec", "progress", "files", "containers", "wav", "allocator", "processes"),
     ("manifest", "folds", "splits", "storage", "models", "device"),
     ("corpora", "extraction", "training"),
     ("distributed", "reporting"),

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mfhca_cache.allocator import keep_freed_memory
 from mfhca_cache.errors import MfhcaError
+from mfhca_cache.processes import how_it_ended, portable
 from mfhca_cache.progress import Progress
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Crew:
             self.check()
             if member.report is None:
                 notes.append(
-                    f"one of {self._count + 1} processes {_how(member.process.wait())}; the others did its work"
+                    f"one of {self._count + 1} processes {how_it_ended(member.process.wait())}; the others did its work"
                 )
         return [member.report for member in self._members if member.report is not None], notes
 
@@ -214,12 +214,6 @@ def _close(stream: IO[bytes] | None) -> None:
             stream.close()
 
 
-def _how(status: int) -> str:
-    if status < 0:
-        return f"was killed by {signal.Signals(-status).name} (as a system does that runs out of memory)"
-    return f"ended with status {status}"
-
-
 # In a started process
 
 
@@ -241,7 +235,7 @@ def serve() -> None:
         return
     except BaseException as error:
         with contextlib.suppress(OSError):
-            _send(output, "error", _as_it_is(error))
+            _send(output, "error", portable(error))
 
 
 def _work(arguments: dict[str, Any], output: IO[bytes]) -> ExtractReport:
@@ -282,14 +276,3 @@ def _end_with_parent() -> None:
         signal.raise_signal(signal.SIGTERM)
     time.sleep(_GRACE)
     os._exit(1)
-
-
-def _as_it_is(error: BaseException) -> BaseException:
-    """An error ready for another process; where it is not ours, with its traceback."""
-    if not isinstance(error, MfhcaError):
-        error.add_note("".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError("".join(traceback.format_exception(error)))
-    return error

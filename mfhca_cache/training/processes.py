@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,9 +23,10 @@ import torch
 
 from mfhca_cache.allocator import keep_freed_memory
 from mfhca_cache.device import usable_cores
-from mfhca_cache.errors import MfhcaError, TrainingError
+from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import Fold
 from mfhca_cache.models.own import find_model
+from mfhca_cache.processes import how_it_ended, portable
 from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.training.data import CorpusData
 from mfhca_cache.training.job import Job, load_job_data
@@ -165,15 +165,10 @@ def _receive(connection: Connection, fold: Fold, workers: dict[Connection, Spawn
 
 def _died(fold: Fold, process: SpawnProcess) -> TrainingError:
     process.join()
-    what = f"fold {fold.number} ({fold.name}): its process "
     status = process.exitcode or 0
-    if status < 0:
-        what += f"was killed by {signal.Signals(-status).name}, as a system does that runs out of memory"
-    else:
-        what += (
-            f"ended with status {status}; a script that trains with several jobs must do so under "
-            '`if __name__ == "__main__":`'
-        )
+    what = f"fold {fold.number} ({fold.name}): its process {how_it_ended(status)}"
+    if status >= 0:
+        what += '; a script that trains with several jobs must do so under `if __name__ == "__main__":`'
     return TrainingError(
         f"{what}. Folds that were done are kept: the same command goes on, and fewer --jobs need less memory"
     )
@@ -199,18 +194,7 @@ def _work(connection: Connection) -> None:
     except EOFError:
         return
     except BaseException as error:
-        connection.send(("error", _as_it_is(error)))
-
-
-def _as_it_is(error: BaseException) -> BaseException:
-    """An error ready for another process; where it is not ours, with its traceback."""
-    if not isinstance(error, MfhcaError):
-        error.add_note("".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError("".join(traceback.format_exception(error)))
-    return error
+        connection.send(("error", portable(error)))
 
 
 def _end_with_parent() -> None:
