@@ -28,7 +28,7 @@ from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.storage.publish import lock
 
 from . import faults
-from .conftest import TINY, build_manifest, small_corpus, tone
+from .conftest import TINY, build_manifest, small_corpus, tone, write_wav
 from .test_extract import shard_bytes
 
 LOUD = ExtractSpec(encoder=None, spectrogram=SpectrogramSpec(pre_emphasis=0.97))
