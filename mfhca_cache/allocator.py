@@ -15,8 +15,8 @@ def keep_freed_memory() -> None:
         return
     try:
         libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold, limit = -1, -3, 2**31 - 1
+        m_trim_threshold, m_mmap_threshold, limit, never = -1, -3, 2**31 - 1, -1
         libc.mallopt(m_mmap_threshold, limit)
-        libc.mallopt(m_trim_threshold, limit)
+        libc.mallopt(m_trim_threshold, never)  # Any limit would be 2 GB at most, and a step frees more.
     except (OSError, AttributeError):
         return  # Another C library: nothing to set.

@@ -12,7 +12,7 @@ from pathlib import Path
 from mfhca_cache.errors import CacheError, StaleShardError
 from mfhca_cache.storage.layout import FeatureInfo, Plan, ShardRange, shard_path
 from mfhca_cache.storage.publish import publish, publish_json, remove_temporaries, sync_folder
-from mfhca_cache.storage.shard import Receipt, check_head, open_shard, read_receipt
+from mfhca_cache.storage.shard import Receipt, open_shard, read_receipt
 
 
 def commit_shard(folder: Path, name: str, content: bytes | memoryview, receipt: Receipt) -> None:
@@ -76,18 +76,12 @@ def shard_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange
     return receipt
 
 
-def whole_receipt(
-    folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange, *, opened: bool = True
-) -> Receipt | None:
-    """The receipt of a shard that opens; None where it is missing, foreign, or was torn when its writer died.
-
-    Args:
-        opened: False to compare size and digest of all but the array, without HDF5: what was written whole passes.
-    """
+def whole_receipt(folder: Path, plan: Plan, info: FeatureInfo, shard: ShardRange) -> Receipt | None:
+    """The receipt of a shard that opens; None where it is missing, foreign, or was torn when its writer died."""
     try:
         receipt = shard_receipt(folder, plan, info, shard)
         if receipt is not None:
-            (open_shard if opened else check_head)(shard_path(folder, info, shard), receipt)
+            open_shard(shard_path(folder, info, shard), receipt)
     except CacheError:
         return None
     return receipt

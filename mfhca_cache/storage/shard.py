@@ -206,26 +206,6 @@ def open_shard(path: Path, receipt: Receipt) -> Shard:
         CacheError: missing, of another size, damaged outside the array, or built of HDF5 constructions that a shard
             never has (links, filters, virtual or external storage).
     """
-    check_head(path, receipt)
-    try:
-        clip, valid, digest = _read_small(path, receipt)
-        if receipt.nbytes:
-            data = np.memmap(path, receipt.dtype, "r", receipt.offset, receipt.shape)
-        else:
-            data = np.empty(receipt.shape, receipt.dtype)  # type: ignore[assignment]
-    except FileNotFoundError:
-        raise CacheError(f"{path}: the file is gone, its receipt is there; extract this shard again") from None
-    except _DAMAGE as error:
-        raise CacheError(f"{path}: not readable as a shard ({error}); extract this shard again") from error
-    return Shard(data, clip, valid, digest, receipt)
-
-
-def check_head(path: Path, receipt: Receipt) -> None:
-    """Compare a shard's size, and the digest of everything but its array, with the receipt, without HDF5.
-
-    Raises:
-        CacheError: missing, of another size, or damaged outside the array.
-    """
     try:
         size = regular_size(path)
         if size != receipt.size:
@@ -238,10 +218,16 @@ def check_head(path: Path, receipt: Receipt) -> None:
             after = file.read()
         if _head_sha256(before, after) != receipt.head_sha256:
             raise CacheError(f"{path}: its metadata is damaged (the digest differs); extract this shard again")
+        clip, valid, digest = _read_small(path, receipt)
+        if receipt.nbytes:
+            data = np.memmap(path, receipt.dtype, "r", receipt.offset, receipt.shape)
+        else:
+            data = np.empty(receipt.shape, receipt.dtype)  # type: ignore[assignment]
     except FileNotFoundError:
         raise CacheError(f"{path}: the file is gone, its receipt is there; extract this shard again") from None
     except _DAMAGE as error:
         raise CacheError(f"{path}: not readable as a shard ({error}); extract this shard again") from error
+    return Shard(data, clip, valid, digest, receipt)
 
 
 def file_sha256(path: Path) -> str:
