@@ -19,7 +19,7 @@ test-faults: install
 	$(BIN)/python -m pytest -m faults
 
 # One after the other: two at a time would measure each other.
-BENCHMARKS := limits reading metadata train extract corpus memory
+BENCHMARKS := limits reading metadata train extract end_to_end memory
 bench: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json build/bench/$$name.json; done

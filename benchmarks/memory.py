@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from corpus import write_corpus
+from end_to_end import write_corpus
 from measure import Measured, Result, finish, parser
 
 from mfhca_cache.allocator import keep_freed_memory

@@ -128,12 +128,17 @@ def _encoded(
     encoder: Encoder, signal: np.ndarray, batches: list[tuple[np.ndarray, int]], asked: EncoderSpec
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """The places of each batch, of clips of one length, and their hidden layers."""
-    for places, length in batches:
-        # Places that lie side by side are a view of the signal, not a copy.
-        beside = places[-1] - places[0] + 1 == len(places)
-        clips = signal[slice(places[0], places[-1] + 1) if beside else places, :length]
-        encoder.check_batching(clips)
-        yield places, encoder.encode(clips, asked.layers)
+
+    def cut() -> Iterator[np.ndarray]:
+        for places, length in batches:
+            # Places that lie side by side are a view of the signal, not a copy.
+            beside = places[-1] - places[0] + 1 == len(places)
+            clips = signal[slice(places[0], places[-1] + 1) if beside else places, :length]
+            encoder.check_batching(clips)
+            yield clips
+
+    for (places, _), hidden in zip(batches, encoder.encode_many(cut(), asked.layers), strict=True):
+        yield places, hidden
 
 
 def stored(values: torch.Tensor, info: FeatureInfo) -> np.ndarray:

@@ -33,8 +33,7 @@ class Seen:
     """What one look at a shard found.
 
     Attributes:
-        whole: it has a receipt of this plan and these settings, and its file is as long as that says and undamaged
-            outside its array.
+        whole: it has a receipt of this plan and these settings, and opens.
         settled: no killed writer has left its replacement half done.
         rejected: utterances that it could not hold.
     """
@@ -47,8 +46,8 @@ class Seen:
 class Survey:
     """What lies in a cache: each shard is looked at once, when it is first asked about.
 
-    A look is a planning's: who writes a shard looks again once it holds the shard's lock. Of a receipt only
-    the rejections are kept, so that twenty thousand shards take little memory.
+    A look is a planning's: who writes a shard looks again once it holds the shard's lock. Of a receipt only the
+    rejections are kept, so that twenty thousand shards take little memory.
 
     Args:
         folder: of the cache.

@@ -5,8 +5,8 @@ disk. First in turn, then with decoding and writing overlapping the encoder; the
 limits do their part alone and as the extraction does it: the encoder on clips that lie in memory, the decoder with the
 same number of threads, the disk with the same bytes, written and flushed.
 
-    python benchmarks/corpus.py                                            # a CPU: two dozen utterances
-    python benchmarks/corpus.py --device cuda --utterances 5531 --rounds 3   # IEMOCAP's size: 7 h of audio
+    python benchmarks/end_to_end.py                                            # a CPU: two dozen utterances
+    python benchmarks/end_to_end.py --device cuda --utterances 5531 --rounds 3   # IEMOCAP's size: 7 h of audio
 """
 
 from __future__ import annotations
