@@ -70,6 +70,12 @@ def test_a_heavy_library_has_one_home(library: str, home: list[str]) -> None:
     assert users == home
 
 
+def test_ray_is_known_in_one_place_and_loaded_when_it_is_needed() -> None:
+    assert not [path for path in MODULES if "ray" in imported(path)]
+    users = [str(path.relative_to(LIBRARY)) for path in MODULES if 'import_module("ray' in path.read_text()]
+    assert users == ["distributed/cluster.py"]
+
+
 def test_the_library_knows_no_click_and_never_prints() -> None:
     for path in MODULES:
         assert not {name.split(".")[0] for name in imported(path)} & {"click", "rich"}, path

@@ -81,6 +81,10 @@ def begun(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole.with_name("begun"), tmp_path / "c"))
 
 
+def receipts(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/session*.json"))}
+
+
 def killer(mark: Path) -> threading.Thread:
     """Kills, with SIGKILL, the worker that writes its process id into the file."""
 
@@ -144,6 +148,7 @@ def test_extraction_is_the_same_as_here(small_manifest: Manifest, begun: Path, w
     seen: list[Progress] = []
     report = extract_on_ray(small_manifest, begun, TINY, device="cpu", progress=seen.append)
     assert shard_bytes(begun) == shard_bytes(whole)
+    assert receipts(begun) == receipts(whole)
     assert check_cache(begun, deep=True).faults == ()
     assert (report.new_shards, report.new_clips, report.clips, report.utterances) == (24, 30, 30, 24)
     assert report.rejected == () and report.features == ("spectrogram", "random-tiny")
@@ -177,6 +182,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(
     assert (tmp_path / "worker").exists()
     assert (report.new_shards, report.new_clips, report.rejected) == (24, 30, ())
     assert shard_bytes(begun) == shard_bytes(whole)
+    assert receipts(begun) == receipts(whole)
     findings = check_cache(begun, deep=True)
     assert (findings.faults, findings.strays, findings.shards) == ((), (), 24)
 
