@@ -47,10 +47,11 @@ _PROCESS = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Step:
-    """A step: what it is, seconds it took, and GiB of memory at most meanwhile (None where the system does not say)."""
+    """A step: seconds it took, of them on a processor, and GiB of memory at most (None where no system says)."""
 
     name: str
     seconds: float
+    cpu_seconds: float
     gib: float | None
 
 
@@ -65,9 +66,9 @@ class Steps:
         gc.collect()
         if _PROCESS.exists():
             (_PROCESS / "clear_refs").write_text("5")  # the high-water mark starts anew
-        before = time.perf_counter()
+        before, cpu = time.perf_counter(), time.process_time()
         value = step()
-        took = Step(name, time.perf_counter() - before, _most_memory())
+        took = Step(name, time.perf_counter() - before, time.process_time() - cpu, _most_memory())
         self.done.append(took)
         print(f"  {took.name}: {took.seconds:,.2f} s", flush=True)
         return value
@@ -164,10 +165,12 @@ def main() -> None:
         f"of {size / 1e6:,.0f} MB"
     )
     shown = Table(title=title, title_justify="left")
-    for number, name in enumerate(["step", "seconds", "GiB at most"]):
+    for number, name in enumerate(["step", "seconds", "on a processor", "GiB at most"]):
         shown.add_column(name, justify="right" if number else "left")
     for step in steps.done:
-        shown.add_row(step.name, f"{step.seconds:,.2f}", "" if step.gib is None else f"{step.gib:.2f}")
+        shown.add_row(
+            step.name, f"{step.seconds:,.2f}", f"{step.cpu_seconds:,.2f}", "" if step.gib is None else f"{step.gib:.2f}"
+        )
     Console(width=max(100, Console().width)).print(shown)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -296,7 +296,7 @@ def _words(column: pd.Series) -> pd.Series:
 
 def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series:
     # errors="coerce" turns an empty cell into NaN, which only the ratings may be.
-    numbers = pd.to_numeric(table[name], errors="coerce")
+    numbers = _exact(table[name], pd.to_numeric(table[name], errors="coerce"))
     if name in ("valence", "arousal", "dominance"):
         wrong = numbers.isna()
         if all(_is_blank(cell) for cell in pd.unique(table.loc[wrong, name])):
@@ -311,6 +311,16 @@ def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series:
         row = table[wrong].iloc[0]
         raise ManifestError(f"{source}: {row['utterance_id']!r} has {name} {_shown(row[name])}; expected a number")
     return numbers.astype("int64") if name in INTEGER_COLUMNS else numbers.astype("float64")
+
+
+def _exact(cells: pd.Series, numbers: pd.Series) -> pd.Series:
+    """Numbers read from text, as the nearest doubles; pandas 2 takes neighbours of some, which make another plan."""
+    if pd.api.types.is_numeric_dtype(cells.dtype) or numbers.dtype.kind != "f":
+        return numbers
+    found = numbers.to_numpy(np.float64, copy=True)
+    known = np.flatnonzero(np.isfinite(found))
+    found[known] = [float(cell) for cell in cells.to_numpy()[known]]
+    return pd.Series(found, index=numbers.index)
 
 
 def _is_blank(cell: Any) -> bool:
