@@ -24,9 +24,11 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def check_engine(engine: str, address: str | None, part: bool = False) -> None:
-    """Refuse options that do not go together: an address without Ray, and a part of what Ray deals out."""
+def check_engine(engine: str, address: str | None, part: bool = False, jobs: bool = False) -> None:
+    """Refuse options that do not go together: an address without Ray; a part, or processes, of what Ray deals out."""
     if address is not None and engine != "ray":
         raise click.UsageError("--address is of a Ray cluster; say --engine ray too")
     if part and engine == "ray":
         raise click.UsageError("--shard cuts the work for the jobs of an array, and --engine ray cuts it by itself")
+    if jobs and engine == "ray":
+        raise click.UsageError("--jobs is of this machine alone; --engine ray runs as many tasks as its nodes hold")

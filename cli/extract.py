@@ -160,7 +160,7 @@ def extract(
         mfhca extract --shard $SLURM_ARRAY_TASK_ID/8    # sbatch --array=1-8
         mfhca extract --engine ray --address head-node:6379
     """
-    check_engine(engine, address, shard is not None)
+    check_engine(engine, address, shard is not None, jobs is not None)
     found, spec = asked(
         csv, root, encoder, revision, layers, pool, features, text_encoder, rows, pad, pre_emphasis, dtype, precision
     )

@@ -14,7 +14,11 @@ from .extract import asked, extract
 from .show import Screen, counted, duration, grid, shape_of, size
 
 
-@click.command(params=list(extract.params))
+#: Options of `mfhca extract` that say who works on it, not what is made.
+_WHO = ("jobs", "engine", "address")
+
+
+@click.command(params=[option for option in extract.params if option.name not in _WHO])
 @click.pass_context
 def plan(
     ctx: click.Context,
@@ -42,7 +46,7 @@ def plan(
 ) -> None:
     """Say what an extraction would take, without writing anything.
 
-    Takes the options of `mfhca extract`, and shows clips by split, bytes by feature, free space, and the time,
+    Takes the options of `mfhca extract` (but --jobs and --engine), and shows clips by split, bytes by feature, free space, and the time,
     estimated from a few real clips of the corpus that it decodes and computes. Exit status 1 if the disk is too small.
 
     \b

@@ -137,7 +137,7 @@ def train(
         mfhca train --folds EmoBox/data/iemocap
         mfhca train --model my_module:MyModel --features encoder
     """
-    check_engine(engine, address)
+    check_engine(engine, address, jobs=jobs != "auto")
     if ":" in model:
         sys.path.insert(0, str(Path.cwd()))  # As `python -m` has it.
     elif model not in MODELS:
