@@ -13,7 +13,6 @@ from mfhca_cache.spec import settings
 from .extract import asked, extract
 from .show import Screen, counted, duration, grid, shape_of, size
 
-
 #: Options of `mfhca extract` that say who works on it, not what is made.
 _WHO = ("jobs", "engine", "address")
 
@@ -46,8 +45,9 @@ def plan(
 ) -> None:
     """Say what an extraction would take, without writing anything.
 
-    Takes the options of `mfhca extract` (but --jobs and --engine), and shows clips by split, bytes by feature, free space, and the time,
-    estimated from a few real clips of the corpus that it decodes and computes. Exit status 1 if the disk is too small.
+    Takes the options of `mfhca extract`, but for --jobs and --engine, and shows clips by split, bytes by feature, free
+    space, and the time, estimated from a few real clips of the corpus that it decodes and computes. Exit status 1 if
+    the disk is too small.
 
     \b
     Example:
