@@ -42,6 +42,15 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def steps_table(value: dict[str, Any]) -> str:
+    """The steps of `benchmarks/metadata.py`, as Markdown."""
+    lines = [f"**{value['title']}**", "", "| step | seconds | on a processor | GiB at most |", "|---|--:|--:|--:|"]
+    for step in value["steps"]:
+        gib = "" if step["gib"] is None else f"{step['gib']:.2f}"
+        lines.append(f"| {step['name']} | {step['seconds']:,.2f} | {step['cpu_seconds']:,.2f} | {gib} |")
+    return "\n".join(lines)
+
+
 def described(machine: dict[str, Any]) -> str:
     """A machine in a line."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -60,8 +69,10 @@ def figures(folder: Path) -> str:
         if machine != before:
             sections.append(f"Measured on {machine}")
             before = machine
-        sections.append(f"### `benchmarks/{path.stem}.py`")
-        sections += [table(result) for result in value["results"]]
+        # A benchmark's other sizes lie beside it as metadata-10000000.json.
+        heading = f"### `benchmarks/{path.stem.partition('-')[0]}.py`"
+        sections += [heading] if heading not in sections else []
+        sections += [table(result) for result in value["results"]] if "results" in value else [steps_table(value)]
     return "\n\n".join(sections)
 
 

@@ -55,6 +55,10 @@ def test_the_page_takes_the_figures_and_keeps_its_words(tmp_path: Path, monkeypa
 
     ways = (measure.Measured("before", (1.0,)), measure.Measured("after", (3.0, 2.0, 4.0), limit=6.0))
     measure.finish([measure.Result("a | table", "steps/s", ways)], tmp_path / "figures" / "train.json")
+    step = {"name": "open_cache", "seconds": 2.5, "cpu_seconds": 2.0, "gib": None}
+    steps = {"machine": measure.machine(), "title": "ten clips", "steps": [step]}
+    for name in ("metadata", "metadata-10"):
+        (tmp_path / "figures" / f"{name}.json").write_text(json.dumps(steps))
     page = tmp_path / "page.md"
     page.write_text(f"Before.\n\n{record.BEGIN}\nold figures\n{record.END}\n\nAfter.\n")
     monkeypatch.setattr(sys, "argv", ["record.py", str(tmp_path / "figures"), str(page)])
@@ -62,6 +66,7 @@ def test_the_page_takes_the_figures_and_keeps_its_words(tmp_path: Path, monkeypa
         record.main()
         text = page.read_text()
         assert text.startswith("Before.\n\n") and text.endswith("\n\nAfter.\n")
+        assert text.count("| open_cache | 2.50 | 2.00 |  |") == 2 and text.count("benchmarks/metadata.py") == 1
         assert "old figures" not in text and text.count("| after | 3 | 2 … 4 | 3.00 | 50% |") == 1
     page.write_text("no marks\n")
     with pytest.raises(SystemExit, match="expected the marks"):
