@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -359,3 +361,33 @@ def test_a_runtime_that_fails_only_when_it_computes_is_an_error_too(tmp_path: Pa
     encoder.use(Elsewhere(encoder, 1.0))
     with pytest.raises(EncoderError, match=r"openvino cannot compute.*no such operation.*another cache"):
         encoder.encode(clips(1))
+
+
+@needs_openvino
+def test_signals_are_survived_behind_openvino(tmp_path: Path) -> None:
+    """Where Python has given signals a stack of their own (faulthandler, as in pytest and in Ray's workers)."""
+    checkpoint(tmp_path / "e", **WIDE)
+    code = f"""
+import gc, signal
+import numpy as np
+from mfhca_cache.extraction.encoder import load_encoder
+from mfhca_cache.spec import EncoderSpec
+kept = []
+for _ in range(3):
+    encoder = load_encoder(EncoderSpec({str(tmp_path / "e")!r}))
+    encoder.use(encoder.make("openvino"))
+    encoder.encode(np.zeros((1, 16000), dtype=np.float32) + 0.1)
+    kept.append(encoder)
+del encoder
+while kept:
+    del kept[0]
+    gc.collect()
+found = []
+signal.signal(signal.SIGUSR1, lambda *_: found.append(1))
+signal.raise_signal(signal.SIGUSR1)
+print("survived", len(found))
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "survived 1"), done.stderr

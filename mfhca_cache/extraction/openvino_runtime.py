@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -51,7 +52,7 @@ class OpenVINORuntime:
         """See `mfhca_cache.extraction.runtimes.Runtime.forget`; no batch's size is in the networks."""
 
     def _compile(self, values: torch.Tensor, layers: tuple[int, ...], length: tuple[int, ...]) -> Any:
-        openvino: Any = importlib.import_module("openvino")
+        openvino, core = _openvino()
         shape = [-1, *length]
         example = values[:1].repeat(2, *[1] * (values.ndim - 1)).clone()
         wanted = {"INFERENCE_PRECISION_HINT": _HINTS[self._precision], "PERFORMANCE_HINT": "LATENCY"}
@@ -62,7 +63,7 @@ class OpenVINORuntime:
                 converted = openvino.convert_model(
                     _Layers(self._model, layers), example_input=example, input=[openvino.PartialShape(shape)]
                 )
-                compiled = openvino.Core().compile_model(converted, "CPU", wanted)
+                compiled = core.compile_model(converted, "CPU", wanted)
         except Exception as error:  # A model that cannot be traced or converted can raise anything.
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UnsuitableError(f"OpenVINO cannot convert this encoder ({first})") from error
@@ -71,6 +72,17 @@ class OpenVINORuntime:
         if got != _HINTS[self._precision]:
             raise UnsuitableError(f"OpenVINO computes in {got} on this processor, not in {self._precision}")
         return compiled
+
+
+@functools.cache
+def _openvino() -> tuple[Any, Any]:
+    """The library and its one core of this process.
+
+    Each core gives the thread that makes it another stack for signals, and at its end the one before comes back,
+    whether that is still there or not: with several of them the next signal could end the process.
+    """
+    openvino: Any = importlib.import_module("openvino")
+    return openvino, openvino.Core()
 
 
 class _Layers(nn.Module):
