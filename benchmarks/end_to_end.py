@@ -25,11 +25,13 @@ import torch
 from make_random_hubert import write_random_hubert
 from measure import Measured, Result, finish, parser, side_by_side
 
+from mfhca_cache.allocator import keep_freed_memory
 from mfhca_cache.corpora.voice import Voice, speak
 from mfhca_cache.extraction import overlap
 from mfhca_cache.extraction.build import Tools, compute_feature
 from mfhca_cache.extraction.decode import ClipRun, DecodedClips, Room, decode_clips
 from mfhca_cache.extraction.encoder import load_encoder
+from mfhca_cache.extraction.engine import resume_engine
 from mfhca_cache.extraction.pipeline import extract
 from mfhca_cache.manifest import COLUMNS, Manifest, make_manifest
 from mfhca_cache.progress import Progress
@@ -138,6 +140,7 @@ def main() -> int:
     found.add_argument("--jobs", type=int, default=1, help="also with so many processes, each with its own GPU")
     found.add_argument("--folder", type=Path, help="where corpus and caches are written  [a temporary one]")
     options = found.parse_args()
+    keep_freed_memory()  # As the command does.
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         results = measure(Path(name), options.utterances, options.device, options.encoder, options.jobs, options.rounds)
     finish(results, options.json)
@@ -161,7 +164,8 @@ def measure(
     threads = overlap.decoders(where)
     runs = [(item.first, item.stop) for item in plan.shards(info)]
     sizes = [path.stat().st_size for path in (folder / "cache").glob("*/*.h5")]
-    tools = Tools(spec, load_encoder(EncoderSpec(encoder), where))
+    tools = Tools(spec, alone := load_encoder(EncoderSpec(encoder), where))
+    resume_engine(folder / "cache", info, alone)  # By the runtime that the extraction chose.
     # As many clips as a few shards hold are enough for a rate, and any number fits the memory then.
     clips = [decode_clips(plan, root, *run) for run in runs[:4]]
     held = sum(len(part.numbers) for part in clips)

@@ -179,9 +179,9 @@ def limit(way: Way, clips: int) -> tuple[Callable[[], None], dict[str, Any]]:
 def serve(way: Way, encoder: Path, clips: Path) -> None:
     """A way's own process: get ready, say so, and do the work once for every line that comes in."""
     if way.keeps_memory:
-        from mfhca_cache.cli import _keep_freed_memory
+        from mfhca_cache.allocator import keep_freed_memory
 
-        _keep_freed_memory()
+        keep_freed_memory()
     paths = sorted(clips.glob("*.wav"))
     with tempfile.TemporaryDirectory() as out:
         try:
@@ -209,7 +209,6 @@ class Worker:
             [sys.executable, __file__, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
         )
         self.engine: dict[str, Any] = json.loads(self._line())

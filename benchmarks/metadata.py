@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mfhca_cache.extraction.agree import check_plan
-from mfhca_cache.extraction.work import find_tasks
+from mfhca_cache.extraction.part import shards_of_part
+from mfhca_cache.extraction.work import Survey
 from mfhca_cache.manifest import make_manifest
 from mfhca_cache.spec import ClipSpec
 from mfhca_cache.storage.cache import Cache, open_cache
@@ -116,7 +117,8 @@ def begin(folder: Path, rows: pd.DataFrame, steps: Steps) -> int:
     shards = write_shards(folder, plan)
     steps.do("check_plan (an extraction begins)", lambda: check_plan(folder, plan))
     splits = [split.name for split in plan.splits]
-    left = steps.do("find what is left to extract", lambda: find_tasks(folder, plan, [FEATURE], splits, set()))
+    asked = shards_of_part(plan, [FEATURE], splits, None)
+    left = steps.do("find what is left to extract", lambda: Survey(folder, plan).tasks(asked))
     if left:
         raise SystemExit(f"{len(left)} shards are said to be missing")
     return shards
