@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mfhca_cache.spec import EncoderSpec, ExtractSpec
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.wav import probe
 
+# A shell that starts tests in the background has them ignore Ctrl-C, and every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A busy machine must not fail a property that holds.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")

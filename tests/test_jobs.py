@@ -103,7 +103,7 @@ def test_a_killed_process_is_noticed_and_its_shards_are_made(small_manifest: Man
     report = extract(small_manifest, cache, TINY, device="cpu", jobs=2, progress=progress)
     assert len(killed) == 1
     assert report.notes == (
-        "one of 2 processes was killed by SIGKILL (as a system does that runs out of memory); the others did its work",
+        "one of 2 processes was killed by SIGKILL, as a system does that runs out of memory; the others did its work",
     )
     assert (report.clips, open_cache(cache).verify()) == (30, [])
     assert not list(cache.rglob("*.tmp"))

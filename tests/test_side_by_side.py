@@ -106,14 +106,6 @@ def test_a_model_of_ones_own_in_processes(small_cache: Cache, tmp_path: Path, mo
         cross_validate(small_cache, replace(options, model="theirs_side_by_side:Fails"), device="cpu", jobs=2)
 
 
-def test_errors_that_are_not_ours_bring_their_traceback() -> None:
-    try:
-        raise KeyError("word")
-    except KeyError as error:
-        passed = processes._as_it_is(error)
-    assert isinstance(passed, KeyError) and "test_side_by_side.py" in passed.__notes__[0]
-
-
 def test_threads_are_of_the_protocol_and_kept_by_the_run(
     small_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

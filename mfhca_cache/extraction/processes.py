@@ -227,9 +227,9 @@ def serve() -> None:
     except EOFError:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        signal.signal(signal.SIGTERM, _stop)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         _send(output, "report", _work(arguments, output))
     except (KeyboardInterrupt, BrokenPipeError):
         return
