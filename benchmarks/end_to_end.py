@@ -27,7 +27,7 @@ from measure import Measured, Result, finish, parser, side_by_side
 
 from mfhca_cache.allocator import keep_freed_memory
 from mfhca_cache.corpora.voice import Voice, speak
-from mfhca_cache.extraction import overlap
+from mfhca_cache.extraction import engine, overlap
 from mfhca_cache.extraction.build import Tools, compute_feature
 from mfhca_cache.extraction.decode import ClipRun, DecodedClips, Room, decode_clips
 from mfhca_cache.extraction.encoder import load_encoder
@@ -141,6 +141,7 @@ def main() -> int:
     found.add_argument("--folder", type=Path, help="where corpus and caches are written  [a temporary one]")
     options = found.parse_args()
     keep_freed_memory()  # As the command does.
+    engine.FEW_CLIPS = 0  # Few clips stand for many: the runtime is chosen as for a corpus.
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         results = measure(Path(name), options.utterances, options.device, options.encoder, options.jobs, options.rounds)
     finish(results, options.json)

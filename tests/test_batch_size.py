@@ -169,6 +169,9 @@ def test_a_batch_is_found_when_a_feature_is_begun(
         return 5
 
     monkeypatch.setattr("mfhca_cache.extraction.engine.find_batch", find)
+    extract(small_manifest, tmp_path / "few", spec, "session1", device="cpu", runtime="torch")
+    assert not seen and read_feature(tmp_path / "few", "enc").engine["batch"] == 8  # Thirty clips: no trial pays.
+    monkeypatch.setattr("mfhca_cache.extraction.engine.FEW_CLIPS", 30)
     extract(small_manifest, tmp_path / "c", spec, "session1", device="cpu", runtime="torch")
     assert seen == [(10, "cpu")]  # the first real clips: session1 has ten
     assert read_feature(tmp_path / "c", "enc").engine["batch"] == 5

@@ -191,6 +191,20 @@ def of(folder: Path, **changes: object) -> ExtractSpec:
     return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
 
 
+def test_a_few_clips_are_computed_without_a_trial(tmp_path: Path, no_encoder_is_small: None) -> None:
+    def none() -> np.ndarray:
+        pytest.fail("a trial was made")
+
+    encoder = wide(tmp_path / "enc")
+    found = choose_engine(encoder, (2,), new_engine("cpu", None), AskedEngine(few=True), none)
+    assert (found["name"], found["batch"], encoder.runtime.name) == ("torch", 8, "torch")
+    # A precision's error is measured all the same.
+    lowered = load_encoder(EncoderSpec(str(tmp_path / "enc"), precision="bf16"))
+    asked = AskedEngine(few=True)
+    found = choose_engine(lowered, (2,), new_engine("cpu", None, "bf16"), asked, lambda: clips(4, 8_000))
+    assert found["name"] == "torch" and found["relative_error"] > 1e-4 and found["batch"] == 8
+
+
 def test_a_feature_goes_on_with_the_runtime_it_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint(tmp_path / "enc", **WIDE)
     manifest, spec = small_corpus(tmp_path / "w", sessions=2), of(tmp_path / "enc")

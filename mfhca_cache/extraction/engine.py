@@ -2,7 +2,7 @@
 
 A choice is of a runtime (see `mfhca_cache.extraction.runtimes`), checked against plain PyTorch in float32, and of a
 batch. Both are recorded in feature.json, with the relative error that was measured. Encoders that are too small for a
-choice to pay are computed by plain PyTorch.
+choice to pay, and corpora of a few clips, are computed by plain PyTorch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from mfhca_cache.storage.publish import lock
 
 #: Relative error up to which a runtime in float32 counts as exact.
 TOLERANCE = 1e-5
+#: A corpus of fewer clips is encoded before a choice would pay: at a few clips a second the trial takes half a minute.
+FEW_CLIPS = 100
 #: Clips whose errors are measured.
 TRIAL_CLIPS = 4
 #: Clips of a call on a CPU when runtimes are timed: more would not change who is fastest.
@@ -54,10 +56,17 @@ class AskedEngine:
     Attributes:
         runtime: by name, or ``auto`` for the fastest that agrees with plain PyTorch.
         batch: clips an encoder call; None for what a short trial finds.
+        few: the corpus has too few clips for a trial to pay: plain PyTorch and the usual batch, unless asked otherwise.
     """
 
     runtime: str = "auto"
     batch: int | None = None
+    few: bool = False
+
+
+def asked_engine(plan: Plan, runtime: str, batch: int | None) -> AskedEngine:
+    """What a person asks of the engine for a corpus."""
+    return AskedEngine(runtime, batch, plan.clips < FEW_CLIPS)
 
 
 def choose_engines(
@@ -121,15 +130,16 @@ def choose_engine(
     engine = {**engine, **({"batch": asked.batch} if asked.batch else {})}
     lossy = encoder.precision != "fp32"
     names = (asked.runtime,) if asked.runtime != "auto" else available(str(engine["device"]))
-    if encoder.small and asked.runtime == "auto":
+    quick = encoder.small or asked.few
+    if quick and asked.runtime == "auto":
         names = ("torch",)
-    fixed = names == ("torch",) and not lossy and (encoder.small or asked.batch is not None)
+    fixed = names == ("torch",) and not lossy and (quick or asked.batch is not None)
     first = np.zeros((0, 0), dtype=np.float32) if fixed else clips()
     if not len(first):
         return _named(engine, encoder, names[-1])
     with threads(int(engine["threads"])):
         device, trial = str(engine["device"]), _Trial(encoder, tuple(numbers), first[:TRIAL_CLIPS], engine)
-        settled = asked.batch is not None or encoder.small
+        settled = asked.batch is not None or quick
         if device == "cuda" and not settled:
             # A GPU is filled first: runtimes that tie at its batch differ where it is idle.
             encoder.use(encoder.make("torch"))

@@ -14,7 +14,7 @@ from mfhca_cache.errors import ManifestError
 from mfhca_cache.extraction.agree import check_plan, corpus_root, wanted_plan
 from mfhca_cache.extraction.build import Tools, compute_feature
 from mfhca_cache.extraction.decode import DecodedClips, decode_clips
-from mfhca_cache.extraction.engine import AskedEngine, choose_engines, first_clips, resume_engine
+from mfhca_cache.extraction.engine import AskedEngine, asked_engine, choose_engines, first_clips, resume_engine
 from mfhca_cache.extraction.part import check_part, shards_of_part
 from mfhca_cache.extraction.pipeline import Agreement
 from mfhca_cache.extraction.text import encode_texts
@@ -135,7 +135,7 @@ def estimate(
     check_plan(folder, plan)
     splits = plan.chosen(split)
     names = tuple(item.name for item in splits)
-    engine, survey = AskedEngine(runtime, batch), Survey(folder, plan, manifest.root)
+    engine, survey = asked_engine(plan, runtime, batch), Survey(folder, plan, manifest.root)
     features, tools = Agreement(folder, manifest.root, plan, spec, names, device, engine, progress, survey).features()
     asked = shards_of_part(plan, features, names, shard)
     left = [item for item in asked if not survey.is_done(*item)]

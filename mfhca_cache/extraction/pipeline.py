@@ -26,7 +26,7 @@ from mfhca_cache.extraction.agree import (
 from mfhca_cache.extraction.build import Tools
 from mfhca_cache.extraction.checkpoint import RANDOM_TINY, local_folder
 from mfhca_cache.extraction.encoder import load_encoder
-from mfhca_cache.extraction.engine import AskedEngine, choose_engines, first_clips, resume_engine
+from mfhca_cache.extraction.engine import AskedEngine, asked_engine, choose_engines, first_clips, resume_engine
 from mfhca_cache.extraction.features import (
     acoustic_feature,
     acoustic_features,
@@ -93,7 +93,7 @@ def extract(
     check_plan(folder, plan)
     splits = plan.chosen(split)
     names = tuple(item.name for item in splits)
-    survey, engine = Survey(folder, plan, manifest.root), AskedEngine(runtime, batch)
+    survey, engine = Survey(folder, plan, manifest.root), asked_engine(plan, runtime, batch)
     asked = Agreement(folder, manifest.root, plan, spec, names, device, engine, progress, survey, jobs or 1)
     features, tools = asked.features()
     covered = shards_of_part(plan, features, names, shard)
