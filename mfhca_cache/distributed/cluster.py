@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mfhca_cache import errors
+from mfhca_cache.device import allowed_cores
 from mfhca_cache.errors import ClusterError, MfhcaError
 from mfhca_cache.storage.shard import file_sha256
 
@@ -156,7 +157,7 @@ def join_cluster(address: str | None) -> Iterator[Cluster]:
     if address is not None:
         _check_address(address)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = allowed_cores()
     own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         ray.init(

@@ -5,10 +5,10 @@ A feature that was begun before goes on with its own engine, so that a resumed r
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from mfhca_cache.device import allowed_cores
 from mfhca_cache.extraction.batch_size import DEFAULT_BATCH
 from mfhca_cache.extraction.encoder import Encoder
 from mfhca_cache.extraction.runtimes import version
@@ -30,7 +30,7 @@ def new_engine(device: str, batch: int | None, precision: Precision = "fp32") ->
 
     What computes an encoder may be chosen anew: see `mfhca_cache.extraction.engine`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = allowed_cores()
     return {
         "name": "torch",
         "version": version("torch"),

@@ -16,13 +16,14 @@ About 1.3 GiB at worst without pre-emphasis and 0.7 GiB with HuBERT base and the
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
+
+from mfhca_cache.device import allowed_cores
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ _MOST_DECODERS = 4
 
 def decoders(device: str) -> int:
     """Threads that decode: one beside an encoder on the CPU, which needs every core itself; else up to four."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = allowed_cores()
     return 1 if device == "cpu" else max(1, min(_MOST_DECODERS, cores - 1))
 
 
