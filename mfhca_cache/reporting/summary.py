@@ -122,17 +122,14 @@ def summarise(run: str | Path) -> RunSummary:
     if not (run / "run.json").exists():
         raise TrainingError(f"{run}: no run here (run.json is missing); `mfhca train` makes one")
     identity = read_json(run / "run.json")
-    folders = [path for path in run.glob("fold*") if path.name[4:].isdecimal() and (path / "result.json").exists()]
-    found = sorted(((read_record(folder), folder) for folder in folders), key=lambda pair: int(pair[0]["fold"]))
-    records = [record for record, _ in found]
+    records = sorted((read_record(folder) for folder in _folders(run)), key=lambda record: int(record["fold"]))
     if not records:
         raise TrainingError(f"{run}: no fold is trained yet; `mfhca train --fold all` trains them")
     folds = pd.DataFrame([_row(record) for record in records])
     confusion = {level: np.sum([record["confusion"][level] for record in records], axis=0) for level in LEVELS}
     columns = [f"{level}_{name}" for level in LEVELS for name in ("wa", "ua")]
     first = records[0]
-    tables = [read_predictions(folder).assign(fold=record["fold"]) for record, folder in found]
-    utterances = count_speakers(pd.concat(tables), first["classes"])
+    utterances = count_speakers(run_predictions(run), first["classes"])
     clips = count_clips(records, utterances)
     counts = {"utterance": utterances} | ({"clip": clips} if clips else {})
     return RunSummary(
@@ -154,6 +151,16 @@ def summarise(run: str | Path) -> RunSummary:
         speakers=speaker_table(utterances, first["classes"]),
         counts=counts,
     )
+
+
+def run_predictions(run: Path) -> pd.DataFrame:
+    """The predictions of all folds of a run as one table, fold after fold: see `FoldResult`; and ``fold``, a number.
+
+    Raises:
+        TrainingError: a fold's file is missing or damaged.
+    """
+    folders = sorted(_folders(run), key=lambda folder: int(folder.name[4:]))
+    return pd.concat([read_predictions(folder).assign(fold=int(folder.name[4:])) for folder in folders])
 
 
 def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -184,6 +191,10 @@ def paper_figures(
         ),
         None,
     )
+
+
+def _folders(run: Path) -> list[Path]:
+    return [path for path in run.glob("fold*") if path.name[4:].isdecimal() and (path / "result.json").exists()]
 
 
 def _caveats(records: Sequence[dict[str, Any]]) -> list[str]:
