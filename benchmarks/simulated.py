@@ -5,12 +5,15 @@ Everything is drawn for many corpora at once: arrays begin with (draws, speakers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy import stats
 
 CLASSES = 4
+#: So many corpora are drawn at a time.
+PART = 500
 #: Of the spread of speakers' and classes' effects, how much two systems have in common.
 SHARED = 0.5
 #: How much an utterance's difficulty, the same for both systems, counts beside the rest.
@@ -76,6 +79,12 @@ class Drawn:
         return self.both + self.only_b
 
 
+def in_parts(draw: Callable[[int], Drawn], draws: int) -> Drawn:
+    """What ``draw`` makes of so many corpora, a few at a time: they take much more memory than what is kept of them."""
+    parts = [draw(min(PART, draws - begun)) for begun in range(0, draws, PART)]
+    return Drawn(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Drawn)))
+
+
 def draw_effects(corpus: Corpus, draws: int, speakers: int, rng: np.random.Generator) -> Drawn:
     """Two systems whose recalls vary by speaker, and by class within a speaker; their effects are correlated."""
     sizes = corpus.utterances * np.exp(rng.normal(-(corpus.size_spread**2) / 2, corpus.size_spread, (draws, speakers)))
@@ -113,7 +122,7 @@ def draw_trained(
     """
     shape = (draws, speakers, utterances)
     there = np.arange(utterances) < rng.integers(utterances // 2, utterances + 1, (draws, speakers, 1))
-    shares = rng.gamma(4.0, size=(draws, speakers, 1, CLASSES))
+    shares = rng.gamma(20.0, size=(draws, speakers, 1, CLASSES))
     edges = (shares / shares.sum(-1, keepdims=True)).cumsum(-1)
     labels = (rng.random((*shape, 1)) > edges[..., :-1]).sum(-1)
     onehot = np.eye(CLASSES)[labels] * there[..., None]
@@ -130,7 +139,7 @@ def draw_trained(
         weights = np.linalg.solve(others, target.sum(1, keepdims=True) - target)
         right.append(((x @ weights).argmax(-1) == labels)[..., None] & (onehot > 0))
     a, b = right
-    return Drawn(*((part).sum(2) for part in (onehot > 0, a & b, a & ~b, ~a & b)))
+    return Drawn(*(part.sum(2) for part in (onehot > 0, a & b, a & ~b, ~a & b)))
 
 
 def _shifted(means: np.ndarray, labels: np.ndarray, features: int, rng: np.random.Generator) -> np.ndarray:

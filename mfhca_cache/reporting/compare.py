@@ -91,7 +91,8 @@ def compare_runs(run_a: str | Path, run_b: str | Path, seeds: int = 1) -> Compar
     counts = [[_counts(table, runs_a[0].classes) for table in tables] for tables in (tables_a, tables_b)]
     speakers = len(counts[0][0].speakers)
     words = f"t over {speakers} speakers' differences" + (f", averaged over {seeds} seeds" if seeds > 1 else "")
-    mean, whole = (_differences(counts, way, words) for way in (fold_mean, pooled))
+    parts = _partition(sides)
+    mean, whole = (_differences(counts, way, words, parts) for way in (fold_mean, pooled))
     folds = _fold_tests(sides)
     return Comparison(
         tuple(runs_a),
@@ -162,13 +163,22 @@ def _counts(table: pd.DataFrame, classes: Sequence[str]) -> Counts:
 
 
 def _differences(
-    counts: Sequence[Sequence[Counts]], way: Callable[[Counts], Estimate], method: str
+    counts: Sequence[Sequence[Counts]], way: Callable[[Counts], Estimate], method: str, folds: int | None
 ) -> dict[str, Difference]:
     a, b = ([estimates({"utterance": of}, way) for of in side] for side in counts)
     return {
-        name: paired_difference(average([of[name] for of in a]), average([of[name] for of in b]), method)
+        name: paired_difference(average([of[name] for of in a]), average([of[name] for of in b]), method, folds)
         for name in a[0]
     }
+
+
+def _partition(sides: Sequence[tuple[list[RunSummary], list[pd.DataFrame]]]) -> int | None:
+    """Into how many folds the protocols part the speakers (the fewest of the runs), or None where they do not."""
+    for _, tables in sides:
+        for table in tables:
+            if (table.groupby("speaker")["fold"].nunique() > 1).any():
+                return None
+    return min(len(run.folds) + len(run.missing) for runs, _ in sides for run in runs)
 
 
 def _speakers(counts: Sequence[Sequence[Counts]], classes: Sequence[str]) -> pd.DataFrame:

@@ -33,10 +33,16 @@ def conclude(ua: Difference, speakers: int, seeds: int = 1) -> str:
     interval = f"{LEVEL:.0%} interval {low} to {high}".replace("%", " %")
     if ua.p < 1 - LEVEL:
         better, worse = ("A", "B") if ua.difference > 0 else ("B", "A")
-        return (
+        text = (
             f"With these {who} {better} is above {worse} by {points(abs(ua.difference), sign=False)} points UA "
-            f"(A − B: {interval}, p {_p(ua.p)}): more than the choice of speakers explains."
+            f"(A − B: {interval}, p {_p(ua.p)}): more than the choice of test speakers explains"
         )
+        if ua.corrected_p is None:
+            return f"{text}."
+        allowed = f"allowance for the training data that folds share (corrected p {_p(ua.corrected_p)})"
+        if ua.corrected_p < 1 - LEVEL:
+            return f"{text}, also with {allowed}."
+        return f"{text}. With {allowed} it is not sure that systems trained anew on other speakers would show it."
     found = (
         "" if ua.detectable is None else f"; one of about {points(ua.detectable, sign=False)} points would have been"
     )

@@ -1,8 +1,9 @@
 """Two systems on the same test utterances: the difference of their scores, and the tests of it.
 
-What is concluded rests on the t over speakers' differences alone, the one that rejects as often as it says
-(`benchmarks/coverage.py`). McNemar's test takes utterances for independent, and tests on folds see folds whose training
-data are mostly the same; they are given because they are usual.
+What is concluded rests on the t over speakers' differences, the test that rejects as often as it says where speakers
+are what varies (`benchmarks/coverage.py`). Folds share most of their training data, which makes any such test find too
+much; the corrected t of Nadeau and Bengio (Inference for the generalization error, Machine Learning 52, 2003) allows
+for that, and finds too little. McNemar's test takes utterances for independent; it is given because it is usual.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Difference:
         interval: of the difference, by t over speakers; None for a single speaker or speakers who all differ alike.
         p: two-sided, of no difference, by the same t; None where there is none.
         effect: Cohen's d_z, the mean over the standard deviation of the speakers' differences; None without spread.
+        corrected_p: by the corrected t, for systems trained anew on other speakers; None where the folds do not part
+            the speakers.
         detectable: the difference that this test would find in 80 of 100 such comparisons, or None.
     """
 
@@ -40,6 +43,7 @@ class Difference:
     difference: float
     interval: Interval | None
     p: float | None
+    corrected_p: float | None
     effect: float | None
     detectable: float | None
 
@@ -80,31 +84,45 @@ class FoldTest:
     smallest_p: float
 
 
-def paired_difference(a: Estimate, b: Estimate, method: str, level: float = LEVEL) -> Difference:
-    """The difference of two scores of the same speakers."""
+def paired_difference(
+    a: Estimate, b: Estimate, method: str, folds: int | None = None, level: float = LEVEL
+) -> Difference:
+    """The difference of two scores of the same speakers.
+
+    Args:
+        method: of the interval, in words.
+        folds: into how many folds the speakers are parted; None where a speaker is tested by several models.
+    """
     found = a - b
     value, speakers = float(found.value), found.deviations.shape[-1]
     error = float(found.standard_error)
     scores = (float(a.value), float(b.value), value)
     if speakers < 2 or not error > _NOTHING:
         same = speakers > 1 and abs(value) < _NOTHING
-        return Difference(*scores, None, 1.0 if same else None, None, None)
+        p = 1.0 if same else None
+        return Difference(*scores, interval=None, p=p, corrected_p=p, effect=None, detectable=None)
     half = quantile(found, level) * error
     return Difference(
         *scores,
         interval=Interval(value - half, value + half, level, method, speakers),
         p=float(p_values(found)),
+        corrected_p=float(p_values(found, correction(folds))) if folds and folds > 1 else None,
         effect=value / (error * speakers**0.5),
         detectable=detectable(error, speakers, level),
     )
 
 
-def p_values(difference: Estimate) -> np.ndarray:
-    """Two-sided p of no difference, (...), by t over speakers; 1 where nothing differs."""
-    error = difference.standard_error
+def p_values(difference: Estimate, wider: float = 1.0) -> np.ndarray:
+    """Two-sided p of no difference, (...), by t over speakers, its error ``wider`` times; 1 where nothing differs."""
+    error = difference.standard_error * wider
     size = np.abs(difference.value)
     t = np.divide(size, error, out=np.where(size > _NOTHING, np.inf, 0.0), where=error > _NOTHING)
     return np.asarray(2 * stats.t.sf(t, difference.deviations.shape[-1] - 1))
+
+
+def correction(folds: int) -> float:
+    """By how much Nadeau and Bengio's standard error is wider: 1/folds + test/training is put for 1/folds."""
+    return float(np.sqrt(1 + folds / (folds - 1)))
 
 
 def detectable(standard_error: float, speakers: int, level: float = LEVEL, power: float = POWER) -> float:
