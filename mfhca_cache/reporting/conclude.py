@@ -80,8 +80,8 @@ def cautions(
     if len(runs_a) == 1:
         lines.append("each run is one training: how far another seed would move the scores is not in the interval")
     test = folds.get("utterance_ua")
-    if test is not None and test.smallest_p > 1 - LEVEL:
-        what = f"{test.folds - test.zeros} folds that differ"
+    if test is not None and test.smallest_p > 1 - LEVEL and (moved := test.folds - test.zeros):
+        what = f"{moved} folds that differ" if moved > 1 else "1 fold that differs"
         lines.append(f"with {what}, Wilcoxon's test cannot give less than p = {test.smallest_p:.3g}")
     return lines
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import optimize, stats
@@ -175,6 +176,11 @@ def signed_rank_p(differences: np.ndarray) -> float:
     if len(differences) > _ENUMERATED:
         return float(stats.wilcoxon(differences).pvalue)
     ranks = stats.rankdata(np.abs(differences).round(12))
-    signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(ranks))))
     observed = abs(float(np.sign(differences) @ ranks))
-    return float((np.abs(signs @ ranks) >= observed - 1e-9).mean())
+    return float((np.abs(_signs(len(ranks)) @ ranks) >= observed - 1e-9).mean())
+
+
+@cache
+def _signs(count: int) -> np.ndarray:
+    """Every assignment of signs, (2^count, count)."""
+    return np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
