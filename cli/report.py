@@ -102,7 +102,7 @@ def show_joined(screen: Screen, joined: JoinedSummary) -> None:
     if joined.std:
         rows.append(["± std", "", *(percent(joined.std[name]) for name in SCORES)])
     rows += _interval_row(joined.intervals, SCORES, 2)
-    columns = ["pooled by seed; mean over folds and seeds", "folds", "WA", "UA", "clip WA", "clip UA"]
+    columns = ["pooled by seed; mean of folds × seeds", "folds", "WA", "UA", "clip WA", "clip UA"]
     screen.out.print(grid(None, columns, rows))
     _show_method(screen, joined)
     for line in dict.fromkeys(line for run in joined.runs for line in run.caveats):
