@@ -141,7 +141,7 @@ def pooled(counts: Counts) -> Estimate:
 def limits(estimate: Estimate, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Both limits of a score, each (...), by t on the log-odds scale; NaN for scores of 0 and 1."""
     value = np.asarray(estimate.value, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         centre = np.log(value / (1 - value))
         half = quantile(estimate, level) * estimate.standard_error / (value * (1 - value))
         return 1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre))
