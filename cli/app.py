@@ -19,6 +19,7 @@ COMMANDS = {
     "cache": "List, verify, repair, merge and export caches.",
     "train": "Train folds from a cache, and show the run's scores.",
     "report": "Show the scores of the run in folder RUN.",
+    "compare": "Compare two runs on the same test utterances, and say what can be concluded.",
     "folds": "Show how FOLDS cut the corpus in MANIFEST, or write them for other toolkits.",
     "leak-check": "Count what the test sets of FOLDS share with training.",
 }

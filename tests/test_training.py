@@ -287,8 +287,11 @@ def test_a_summary_is_the_arithmetic_of_its_folds(small_cache: Cache, tmp_path: 
     paths = write_report(summary)
     assert json.loads(paths[0].read_text())["pooled"] == summary.pooled
     table = pd.read_csv(paths[1])
-    assert list(table["name"]) == ["1M", "1F", "2M", "2F", "3M", "3F", "mean", "std", "pooled"]
-    assert table["utterance_ua"].iloc[-1] == pytest.approx(summary.pooled["utterance_ua"])
+    ends = ["mean", "std", "pooled", "mean_low", "mean_high", "pooled_low", "pooled_high"]
+    assert list(table["name"]) == ["1M", "1F", "2M", "2F", "3M", "3F", *ends]
+    by_name = table.set_index("name")["utterance_ua"]
+    assert by_name["pooled"] == pytest.approx(summary.pooled["utterance_ua"])
+    assert by_name["mean_low"] < by_name["mean"] < by_name["mean_high"]
 
 
 def test_the_papers_figures_stand_only_beside_the_papers_corpus() -> None:

@@ -1,4 +1,4 @@
-"""A run's stored folds as one table: WA and UA by fold, mean ± standard deviation, pooled, and the confusion matrix.
+"""A run's stored folds as one table: WA and UA by fold, mean ± standard deviation, pooled, their intervals, confusion.
 
 Pooled scores are those of all test utterances (or clips) of all folds taken as one set.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import pandas as pd
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import FOUR_CLASSES
+from mfhca_cache.reporting.intervals import Counts, Interval, fold_mean, intervals, pooled
+from mfhca_cache.reporting.speakers import count_clips, count_speakers, speaker_table
 from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.shard import read_json
-from mfhca_cache.training.result import read_record
+from mfhca_cache.training.result import read_predictions, read_record
 
 LEVELS = ("utterance", "clip")
 SETTINGS = ("corpus", "model", "features", "protocol", "preset", "seed", "parameters")
@@ -53,6 +55,10 @@ class RunSummary:
         optimistic: whether the test set had a say in the training of any fold.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from, or None.
         paper: WA and UA in percent and the row of the paper's table, where the model is MFHCA and the corpus IEMOCAP.
+        intervals, pooled_intervals: of ``mean`` and of ``pooled``, under the same names, 95 %, over speakers; a name is
+            absent where there is no such interval: a single speaker, clips of folds that test several.
+        speakers: a row a test speaker: speaker, utterances, wa, ua (0…1), ``recall_<class>``.
+        counts: level → what the intervals were made from; clips only where each fold tests one speaker.
     """
 
     run: Path
@@ -68,6 +74,10 @@ class RunSummary:
     paper: tuple[float, float, str] | None
     optimistic: bool = False
     folds_from: dict[str, Any] | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    pooled_intervals: dict[str, Interval] = field(default_factory=dict)
+    speakers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    counts: dict[str, Counts] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -79,7 +89,10 @@ class RunSummary:
             "missing_folds": self.missing,
             "mean": self.mean,
             "std": self.std,
+            "intervals": {name: asdict(item) for name, item in self.intervals.items()},
             "pooled": self.pooled,
+            "pooled_intervals": {name: asdict(item) for name, item in self.pooled_intervals.items()},
+            "speakers": plain_records(self.speakers),
             "confusion": {level: matrix.tolist() for level, matrix in self.confusion.items()},
             "optimistic": self.optimistic,
             "folds_from": self.folds_from,
@@ -90,9 +103,12 @@ class RunSummary:
         }
 
     def to_table(self) -> pd.DataFrame:
-        """The folds, then the rows mean, std and pooled; the run's protocol and caveats in every row."""
-        ends = pd.DataFrame([{"name": name, **getattr(self, name)} for name in ("mean", "std", "pooled")])
-        table = pd.concat([self.folds.astype({"fold": object}), ends], ignore_index=True)
+        """The folds, then the rows mean, std, pooled, and the limits of their intervals; caveats in every row."""
+        rows = [{"name": name, **getattr(self, name)} for name in ("mean", "std", "pooled")]
+        for name, found in (("mean", self.intervals), ("pooled", self.pooled_intervals)):
+            ends = ("low", "high") if found else ()
+            rows += [{"name": f"{name}_{end}", **{k: getattr(v, end) for k, v in found.items()}} for end in ends]
+        table = pd.concat([self.folds.astype({"fold": object}), pd.DataFrame(rows)], ignore_index=True)
         return table.assign(protocol=self.settings["protocol"], caveats="; ".join(self.caveats))
 
 
@@ -106,14 +122,16 @@ def summarise(run: str | Path) -> RunSummary:
     if not (run / "run.json").exists():
         raise TrainingError(f"{run}: no run here (run.json is missing); `mfhca train` makes one")
     identity = read_json(run / "run.json")
-    folders = [path for path in run.glob("fold*") if path.name[4:].isdecimal() and (path / "result.json").exists()]
-    records = sorted((read_record(folder) for folder in folders), key=lambda record: int(record["fold"]))
+    records = sorted((read_record(folder) for folder in _folders(run)), key=lambda record: int(record["fold"]))
     if not records:
         raise TrainingError(f"{run}: no fold is trained yet; `mfhca train --fold all` trains them")
     folds = pd.DataFrame([_row(record) for record in records])
     confusion = {level: np.sum([record["confusion"][level] for record in records], axis=0) for level in LEVELS}
     columns = [f"{level}_{name}" for level in LEVELS for name in ("wa", "ua")]
     first = records[0]
+    utterances = count_speakers(run_predictions(run), first["classes"])
+    clips = count_clips(records, utterances)
+    counts = {"utterance": utterances} | ({"clip": clips} if clips else {})
     return RunSummary(
         run=run,
         settings={key: first[key] for key in SETTINGS},
@@ -128,7 +146,26 @@ def summarise(run: str | Path) -> RunSummary:
         paper=paper_figures(first["corpus"], first["features"], first["classes"], first["model"]),
         optimistic=any(record.get("optimistic", False) for record in records),
         folds_from=first.get("folds_from"),
+        intervals=intervals([counts], fold_mean),
+        pooled_intervals=intervals([counts], pooled),
+        speakers=speaker_table(utterances, first["classes"]),
+        counts=counts,
     )
+
+
+def run_predictions(run: Path) -> pd.DataFrame:
+    """The predictions of all folds of a run as one table, fold after fold: see `FoldResult`; and ``fold``, a number.
+
+    Raises:
+        TrainingError: a fold's file is missing or damaged.
+    """
+    folders = sorted(_folders(run), key=lambda folder: int(folder.name[4:]))
+    return pd.concat([read_predictions(folder).assign(fold=int(folder.name[4:])) for folder in folders])
+
+
+def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for JSON, which has no NaN."""
+    return [{str(k): None if v != v else v for k, v in row.items()} for row in table.to_dict("records")]
 
 
 def write_report(summary: RunSummary) -> tuple[Path, Path]:
@@ -154,6 +191,10 @@ def paper_figures(
         ),
         None,
     )
+
+
+def _folders(run: Path) -> list[Path]:
+    return [path for path in run.glob("fold*") if path.name[4:].isdecimal() and (path / "result.json").exists()]
 
 
 def _caveats(records: Sequence[dict[str, Any]]) -> list[str]:

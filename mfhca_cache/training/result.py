@@ -116,10 +116,8 @@ def read_fold(folder: Path) -> FoldResult:
     Raises:
         TrainingError: something is missing or damaged.
     """
-    record = read_record(folder)
+    record, predictions = read_record(folder), read_predictions(folder)
     try:
-        texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
-        predictions = pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
         curve = pd.read_csv(folder / "curve.csv")
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -143,6 +141,24 @@ def read_record(folder: Path) -> dict[str, Any]:
     except CacheError as error:
         raise TrainingError(f"{folder}: not readable as a fold ({error}); delete it and train it again") from error
     return record
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """A fold's predictions.csv alone; see `FoldResult`.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
+    try:
+        table = pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
+        if absent := [name for name in texts if name not in table]:
+            raise ValueError(f"columns {', '.join(absent)} missing")
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{folder / 'predictions.csv'}: not readable ({error}); delete {folder.name} and train it again"
+        ) from error
+    return table
 
 
 def load_checkpoint(
