@@ -44,6 +44,8 @@ class Job:
             differ in their last digits with the threads that share them.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from; None for our protocols.
         own: the model's class and its file, where it is the reader's own.
+        beside: folds of another protocol with the training sets of ``folds``, number by number: their epochs are
+            chosen in the same trainings (`mfhca_cache.training.gap`).
     """
 
     cache: Cache
@@ -56,6 +58,7 @@ class Job:
     threads: int
     folds_from: dict[str, Any] | None = None
     own: ModelSource | None = None
+    beside: tuple[Fold, ...] = ()
 
 
 def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
