@@ -171,8 +171,7 @@ def train(
     folds_of = {job.options.seed: choose_folds(job.folds, fold) for job in prepared}
     for job in prepared:
         check_folds(job, folds_of[job.options.seed])
-    if name is not None and (not name or name.startswith(".") or any(c in name for c in "/\\\0")):
-        raise click.UsageError(f"--name {name!r}: expected a folder name without slashes")
+    check_name(name)
     plain = runs / (name or run_name(opened, options, prepared[0].roles))
     folders = [seed_folder(plain, job.options.seed) for job in prepared]
     with Screen(quiet, as_json) as screen:
@@ -191,7 +190,7 @@ def train(
             train_on_ray(opened, items, address=address, device=device, progress=screen.progress)
         for job, run in zip(prepared, folders, strict=True) if engine == "local" else ():
             progress = of_seed(screen.progress, job.options.seed) if seeds > 1 else screen.progress
-            cross_validate(opened, fold=fold, run=run, job=job, jobs=_jobs(jobs), progress=progress)
+            cross_validate(opened, fold=fold, run=run, job=job, jobs=parse_jobs(jobs), progress=progress)
     summaries = [summarise(run) for run in folders]
     for summary in summaries:
         write_report(summary)
@@ -203,7 +202,13 @@ def train(
         screen.json(joined.to_json())
 
 
-def _jobs(value: str) -> int | None:
+def check_name(name: str | None) -> None:
+    """Refuse a run's name that is no name of a folder."""
+    if name is not None and (not name or name.startswith(".") or any(c in name for c in "/\\\0")):
+        raise click.UsageError(f"--name {name!r}: expected a folder name without slashes")
+
+
+def parse_jobs(value: str) -> int | None:
     """``auto`` → None."""
     if value == "auto":
         return None

@@ -25,12 +25,15 @@ from mfhca_cache.training.trainer import train_folds
 _USED_COLUMNS = ("utterance_id", "speaker", "session", "class")
 
 
-def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str]) -> str:
+def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str], protocol: str | None = None) -> str:
     """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache.
 
     Imported folds are named by their file: ``imported-emobox``. A model of the reader's own is called by its class.
+
+    Args:
+        protocol: what stands for it where the folder is of several; by default that of the options.
     """
-    protocol, model = options.protocol, options.model.rpartition(":")[2]
+    protocol, model = protocol or options.protocol, options.model.rpartition(":")[2]
     if options.folds is not None:
         stem = Path(options.folds).resolve().stem
         protocol += "-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
@@ -86,14 +89,14 @@ def cross_validate(
         progress(Progress("folds", len(done), len(chosen), "folds", resumed, detail=detail))
 
     if left:
-        _train(job, left, jobs, store, progress)
+        train_and_store(job, left, jobs, store, progress)
     return [done[f.number] for f in chosen]
 
 
-def _train(
+def train_and_store(
     job: Job, folds: list[Fold], jobs: int | None, store: Callable[[FoldResult], None], progress: ProgressCallback
 ) -> None:
-    """Train folds in the way that suits the device."""
+    """Train folds in the way that suits the device; ``store`` is called with each as it ends."""
     if jobs is not None and jobs < 1:
         raise TrainingError(f"jobs: got {jobs}; expected 1 or more, or None")
     if job.device == "cpu":

@@ -120,15 +120,27 @@ def read_fold(folder: Path) -> FoldResult:
         TrainingError: something is missing or damaged.
     """
     record = read_record(folder)
+    predictions = read_predictions(folder)
     try:
-        texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
-        predictions = pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
         curve = pd.read_csv(folder / "curve.csv")
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{folder}: not readable as a fold ({error}); delete it and train it again") from error
     return FoldResult(record, predictions, curve, state)
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """A fold's predictions.csv alone.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    try:
+        texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
+        return pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{folder}: not readable as a fold ({error}); delete it and train it again") from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:
