@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mfhca_cache.folds import peeked
 from mfhca_cache.models import MODELS
-from mfhca_cache.reporting.gap import PUBLISHED_NOTE, GapSummary, summarise_gap, write_gap
+from mfhca_cache.reporting.gap import PUBLISHED_NOTE, GapSummary, points, summarise_gap, write_gap
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.crossval import has_fold, run_name
 from mfhca_cache.training.gap import TRAINED, WATCHED, GapItem, folds_left, plan_gap, train_gap
@@ -167,7 +167,7 @@ def show_gap(screen: Screen, summary: GapSummary) -> None:
         [
             f"{item.protocol} − {item.base}" if level == "utterance" else "",
             level,
-            *(_points(part[f"{level}_{kind}"]) for kind in ("wa", "ua") for part in (item.mean, item.pooled)),
+            *(points(part[f"{level}_{kind}"]) for kind in ("wa", "ua") for part in (item.mean, item.pooled)),
         ]
         for item in summary.contrasts
         for level in ("utterance", "clip")
@@ -186,8 +186,3 @@ def show_gap(screen: Screen, summary: GapSummary) -> None:
     screen.say(
         f"Caution: {', '.join(marked)} are optimistic: the epoch was chosen on the test speakers", style="bold yellow"
     )
-
-
-def _points(value: float) -> str:
-    """0.0271 → ``+2.71``."""
-    return f"{100 * value:+.2f}"
