@@ -12,6 +12,7 @@ from mfhca_cache.folds import peeked
 from mfhca_cache.models import MODELS
 from mfhca_cache.reporting.gap import PUBLISHED_NOTE, GapSummary, points, summarise_gap, write_gap
 from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.training.changes import parse_changes
 from mfhca_cache.training.crossval import has_fold, run_name
 from mfhca_cache.training.gap import TRAINED, WATCHED, GapItem, folds_left, plan_gap, train_gap
 from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
@@ -41,6 +42,9 @@ from .train import check_name, parse_jobs
     "--preset", type=click.Choice(list(PRESETS)), help="Optimiser, epochs.  [paper; frozen for a model of your own]"
 )
 @click.option("--learning-rate", type=float, help="[the preset's]")
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change the preset's training or model, as in train."
+)
 @click.option("--classes", default="four-class", show_default=True, metavar="four-class|all|FILE.json")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -66,6 +70,7 @@ def gap(
     features: str,
     preset: str | None,
     learning_rate: float | None,
+    changes: tuple[str, ...],
     classes: str,
     seed: int,
     seeds: int,
@@ -88,7 +93,7 @@ def gap(
     \b
     Example:
         mfhca gap
-        mfhca gap --features spectrogram --preset frozen --seeds 3
+        mfhca gap --features spectrogram --preset frozen --set patience=3 --seeds 3
     """
     if ":" in model:
         sys.path.insert(0, str(Path.cwd()))  # As `python -m` has it.
@@ -106,6 +111,7 @@ def gap(
         learning_rate=learning_rate,
         precision=precision,
         threads=threads,
+        changes=parse_changes(changes),
     )
     plan = plan_gap(opened, options, range(seed, seed + seeds), runs=runs, name=name, device=device)
     job = next(iter(plan.values()))["strict"].job

@@ -119,8 +119,7 @@ def read_fold(folder: Path) -> FoldResult:
     Raises:
         TrainingError: something is missing or damaged.
     """
-    record = read_record(folder)
-    predictions = read_predictions(folder)
+    record, predictions = read_record(folder), read_predictions(folder)
     try:
         curve = pd.read_csv(folder / "curve.csv")
         with safe_open(folder / "model.safetensors", framework="pt") as file:
@@ -128,19 +127,6 @@ def read_fold(folder: Path) -> FoldResult:
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{folder}: not readable as a fold ({error}); delete it and train it again") from error
     return FoldResult(record, predictions, curve, state)
-
-
-def read_predictions(folder: Path) -> pd.DataFrame:
-    """A fold's predictions.csv alone.
-
-    Raises:
-        TrainingError: missing or damaged.
-    """
-    try:
-        texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
-        return pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{folder}: not readable as a fold ({error}); delete it and train it again") from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -158,6 +144,24 @@ def read_record(folder: Path) -> dict[str, Any]:
     except CacheError as error:
         raise TrainingError(f"{folder}: not readable as a fold ({error}); delete it and train it again") from error
     return record
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """A fold's predictions.csv alone; see `FoldResult`.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
+    try:
+        table = pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
+        if absent := [name for name in texts if name not in table]:
+            raise ValueError(f"columns {', '.join(absent)} missing")
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{folder / 'predictions.csv'}: not readable ({error}); delete {folder.name} and train it again"
+        ) from error
+    return table
 
 
 def load_checkpoint(
