@@ -18,6 +18,7 @@ from mfhca_cache.progress import Progress
 from mfhca_cache.reporting.gap import CONTRASTS, paired, summarise_gap, write_gap
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.cache import Cache, open_cache
+from mfhca_cache.training import gap as gap_module
 from mfhca_cache.training.crossval import cross_validate, has_fold
 from mfhca_cache.training.gap import GAP_PROTOCOLS, GapItem, plan_gap, train_gap, train_watched
 from mfhca_cache.training.job import prepare
@@ -119,8 +120,6 @@ def test_stopped_anywhere_it_goes_on(
         train_watched(item, other, progress=stop)
     assert [has_fold(item.run, number) for number in (1, 2, 3)] == [True, True, False]
     # Killed between the two results of fold 3: the optimistic one is there, and never the other one alone.
-    import mfhca_cache.training.gap as gap_module
-
     written: list[Path] = []
     write = gap_module.write_fold
 
@@ -271,6 +270,5 @@ def test_the_command(small_cache_folder: Path, tmp_path: Path, monkeypatch: pyte
     assert again == json.loads((tmp_path / folder / "gap.json").read_text())
     assert "6 folds, 6 done before" in run("gap", *words).output
     assert "optimistic" in run("report", "runs/iemocap-mfhca-random-tiny-strict-peeked-frozen").output
-    assert "both of the same" not in text
     run("gap", *words, "--name", "a/b", expect=2)
     run("gap", *words, "--jobs", "0", expect=2)

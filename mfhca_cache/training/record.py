@@ -98,7 +98,7 @@ def predictions(
     table = pd.DataFrame(
         {
             "utterance_id": job.own_names(ids),
-            "speaker": job.table.set_index("utterance_id").loc[list(ids), "speaker"].to_numpy(),
+            "speaker": job.own_names(job.table.set_index("utterance_id").loc[list(ids), "speaker"]),
             "clips": counts,
             "label": names[data.utterance_labels[utterances]],
             "prediction": names[mean.argmax(1)],
