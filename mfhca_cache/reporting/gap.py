@@ -168,7 +168,7 @@ class GapSummary:
                 row |= {f"speaker_{name}": paired.mean, f"speaker_{name}_std": paired.std}
                 row |= {f"speaker_{name}_low": low, f"speaker_{name}_high": high}
             rows.append(row | {"caveats": item.holds})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).astype({"folds": "Int64"})
 
 
 def summarise_gap(runs: Mapping[str, Sequence[Path]]) -> GapSummary:
