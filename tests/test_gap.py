@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from mfhca_cache.errors import TrainingError
@@ -75,6 +77,19 @@ def test_watching_changes_no_number(small_cache: Cache, plain: dict[str, list[Fo
         assert found.beside[0].record["protocol"] == "strict-peeked" and found.beside[0].record["optimistic"]
         lengths.add(len(found.curve) - len(found.beside[0].curve))
     assert {0} != lengths, "each choice spends its own patience"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_watching_changes_no_number_on_a_gpu(small_cache: Cache) -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    options = TrainOptions(preset="quick", epochs=3)
+    alone = cross_validate(small_cache, options, device="cuda", jobs=6)
+    others = prepare(small_cache, replace(options, protocol="strict-peeked"), "cuda").folds
+    job = replace(prepare(small_cache, options, "cuda"), beside=tuple(others))
+    watched = cross_validate(small_cache, job=job, jobs=6)
+    assert all(same(one, two) for one, two in zip(watched, alone, strict=True))
+    assert all(len(result.beside) == 1 for result in watched)
 
 
 def test_the_epoch_is_the_best_on_the_test_speaker(plain: dict[str, list[FoldResult]]) -> None:

@@ -207,8 +207,7 @@ def _fit(
         train_loss = float(mean_loss)
         _refuse_not_finite("loss", train_loss, fold, epoch, recipe)
         for choice in left:
-            # A model of the reader's own may draw noise here: that of who only watches is not to be training's.
-            with contextlib.nullcontext() if choice is choices[0] else _noise_kept(train):
+            with contextlib.nullcontext() if choice is choices[0] else _only_watching(model, train):
                 log_probabilities = yield from predict(model, data, choice.clips, scaling, options.precision)
             loss, wa, ua = _validation_scores(log_probabilities, data, choice.clips)
             _refuse_not_finite("validation loss", loss, choice.fold, epoch, recipe)
@@ -226,8 +225,10 @@ def _fit(
     return choices, kind
 
 
-def _noise_kept(clips: Tensor) -> contextlib.AbstractContextManager[None]:
-    """What is drawn from torch's generators within this is put back."""
+def _only_watching(model: nn.Module, clips: Tensor) -> contextlib.AbstractContextManager[None]:
+    """What is drawn from torch's generators within this is put back: a model of the reader's own may draw always."""
+    if not isinstance(model, OwnModel):
+        return contextlib.nullcontext()  # Ours draw nothing without dropout.
     return torch.random.fork_rng(devices=[clips.device] if clips.is_cuda else [])
 
 
