@@ -168,6 +168,14 @@ def test_a_fold_that_comes_out_otherwise_is_refused_and_kept(small_cache: Cache,
     assert json.loads(path.read_text()) == record and not has_fold(other.run, 1)
 
 
+def test_only_one_training_is_watched(small_cache: Cache, tmp_path: Path) -> None:
+    items_of = plan_gap(small_cache, ENCODER, runs=tmp_path, device="cpu")[0]
+    with pytest.raises(TrainingError, match="strict and test-selected do not have the same training sets"):
+        train_watched(items_of["strict"], items_of["test-selected"])
+    with pytest.raises(TrainingError, match="got folds from a file"):
+        plan_gap(small_cache, replace(ENCODER, folds="x.csv"), runs=tmp_path)
+
+
 def test_noise_that_a_model_of_ones_own_draws_while_it_is_watched_is_put_back(
     small_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

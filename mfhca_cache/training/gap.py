@@ -118,6 +118,9 @@ def train_watched(item: GapItem, other: GapItem, *, jobs: int | None = 1, progre
     Raises:
         TrainingError: as `train_gap`.
     """
+    if [fold.train for fold in item.job.folds] != [fold.train for fold in other.job.folds]:
+        names = f"{item.job.options.protocol} and {other.job.options.protocol}"
+        raise TrainingError(f"{names} do not have the same training sets; expected two choices in one training")
     job = begin_run(item.run, item.job)
     # The same threads, for the same sums.
     options = replace(other.job.options, threads=job.threads)
