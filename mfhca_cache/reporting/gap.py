@@ -36,6 +36,8 @@ CONTRASTS = (
 PUBLISHED = {5: 2.7, 10: 4.7}
 PUBLISHED_NOTE = "Published elsewhere (emotion2vec's table): +2.7 points on 5 folds, +4.7 on 10."
 LEVEL = 0.95
+#: A spread below this is rounding, and no spread.
+_NO_SPREAD = 1e-12
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Paired:
     Attributes:
         speakers: speaker → difference, the mean over seeds.
         mean, std: over speakers; std is the sample's, None for a single speaker.
-        interval: Student's t over speakers at `LEVEL`, None for a single speaker.
+        interval: Student's t over speakers at `LEVEL`; None for a single speaker, and where all differ by the same.
     """
 
     speakers: dict[str, float]
@@ -88,13 +90,14 @@ class Contrast:
         """The difference in words, UA over utterances."""
         paired, count = self.paired["ua"], len(self.paired["ua"].speakers)
         text = f"{self.protocol} − {self.base}: {points(paired.mean, 1)} points of UA, "
-        if paired.interval is None or paired.std is None:
+        if paired.std is None:
             return f"{text}of one speaker, so without a spread. It holds {self.holds}."
+        if paired.interval is None:
+            same = "the same for each" if any(paired.speakers.values()) else "no speaker's UA differs"
+            return f"{text}mean over {count} speakers; {same}, so without an interval. It holds {self.holds}."
         low, high = (points(value, 1) for value in paired.interval)
         text += f"mean over {count} speakers (std {100 * paired.std:.1f}, 95 % interval {low} to {high}). "
         text += f"It holds {self.holds}."
-        if not any(paired.speakers.values()):
-            return f"{text} No speaker's UA differs."
         if paired.interval[0] <= 0 <= paired.interval[1]:
             text += f" Zero is within: {count} speakers do not tell it from none."
         return text
@@ -208,7 +211,7 @@ def _holds(protocol: str, base: str, protocols: Mapping[str, JoinedSummary], spe
         return f"selection, and one more speaker in training ({speakers - 1} instead of {speakers - 2})"
     folds = [len(protocols[name].runs[0].folds) for name in (protocol, base)]
     sizes = f", in {folds[0]} larger folds instead of {folds[1]}" if folds[0] < folds[1] else ""
-    return f"a validation set of speakers whom training knows, and of their other utterances in training{sizes}"
+    return f"a validation set of speakers whom training knows, the rest of whose utterances it has{sizes}"
 
 
 def points(value: float, digits: int = 2) -> str:
@@ -223,6 +226,8 @@ def paired(differences: dict[str, float]) -> Paired:
     if len(values) < 2:
         return Paired(differences, mean, None, None)
     std = statistics.stdev(values)
+    if std < _NO_SPREAD:
+        return Paired(differences, mean, std, None)
     half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * std / len(values) ** 0.5
     return Paired(differences, mean, std, (mean - half, mean + half))
 
