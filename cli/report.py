@@ -9,7 +9,7 @@ import click
 
 from mfhca_cache.reporting.intervals import Interval
 from mfhca_cache.reporting.joined import SCORES, JoinedSummary
-from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, summarise, write_report
+from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, corpora, summarise, write_report
 
 from .show import Screen, grid, percent, quiet_and_json
 
@@ -57,7 +57,7 @@ def show_summary(screen: Screen, summary: RunSummary) -> None:
     rows.append(["pooled", *totals, "", *(percent(summary.pooled[name]) for name in scores)])
     rows += _interval_row(summary.pooled_intervals, scores, 4)
     screen.out.print(
-        f"{settings['corpus']} · {settings['model']} on {' + '.join(settings['features'].values())} · "
+        f"{corpora(settings)} · {settings['model']} on {' + '.join(settings['features'].values())} · "
         f"{settings['protocol']}{marked} · preset {settings['preset']} · seed {settings['seed']}",
         style="bold",
         markup=False,
@@ -85,7 +85,7 @@ def show_joined(screen: Screen, joined: JoinedSummary) -> None:
     settings, count = joined.runs[0].settings, len(joined.runs)
     marked = " (optimistic)" if any(run.optimistic for run in joined.runs) else ""
     screen.out.print(
-        f"{settings['corpus']} · {settings['model']} on {' + '.join(settings['features'].values())} · "
+        f"{corpora(settings)} · {settings['model']} on {' + '.join(settings['features'].values())} · "
         f"{settings['protocol']}{marked} · preset {settings['preset']} · {count} seeds",
         style="bold",
         markup=False,

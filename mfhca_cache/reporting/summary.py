@@ -6,7 +6,7 @@ Pooled scores are those of all test utterances (or clips) of all folds taken as 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class RunSummary:
 
     Attributes:
         run: the run's folder.
-        settings: corpus, model, features, protocol, preset, seed.
+        settings: corpus, model, features, protocol, preset, seed; test_corpus, where it is another, or None.
         classes: class names in the order of the confusion matrices.
         folds: a row a fold: fold, name, utterances, clips, best_epoch, epochs, seconds, and
             ``<level>_wa``, ``<level>_ua`` for the levels utterance and clip.
@@ -134,7 +134,7 @@ def summarise(run: str | Path) -> RunSummary:
     counts = {"utterance": utterances} | ({"clip": clips} if clips else {})
     return RunSummary(
         run=run,
-        settings={key: first[key] for key in SETTINGS},
+        settings={**{key: first[key] for key in SETTINGS}, "test_corpus": first.get("test_corpus")},
         classes=list(first["classes"]),
         folds=folds,
         missing=[name for name in identity.get("folds", []) if name not in set(folds["name"])],
@@ -143,7 +143,7 @@ def summarise(run: str | Path) -> RunSummary:
         pooled={key: value for level in LEVELS for key, value in _pooled(level, confusion[level]).items()},
         confusion=confusion,
         caveats=_caveats(records),
-        paper=paper_figures(first["corpus"], first["features"], first["classes"], first["model"]),
+        paper=paper_figures(corpora(first), first["features"], first["classes"], first["model"]),
         optimistic=any(record.get("optimistic", False) for record in records),
         folds_from=first.get("folds_from"),
         intervals=intervals([counts], fold_mean),
@@ -166,6 +166,12 @@ def run_predictions(run: Path) -> pd.DataFrame:
 def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for JSON, which has no NaN."""
     return [{str(k): None if v != v else v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def corpora(settings: Mapping[str, Any]) -> str:
+    """The corpus of a run in words: ``ravdess → emodb`` where it was trained on one and tested on another."""
+    tested = settings.get("test_corpus")
+    return f"{settings['corpus']} → {tested}" if tested else str(settings["corpus"])
 
 
 def write_report(summary: RunSummary) -> tuple[Path, Path]:

@@ -6,7 +6,7 @@ bin with statistics of the fold's training clips, valid frames only; padding fra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,20 @@ class Scaling:
         """(B, T, bins) in dB → float32, standardised, 0 from frame ``frames`` (B,) on."""
         scaled = (spectrogram.float() - self.mean) / self.std
         return scaled * frame_mask(frames, scaled.shape[1])[:, :, None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Utterances of one cache.
+
+    Attributes:
+        utterances: rows of `labelled_utterances`; their ids are the run's.
+        own_ids: their ids in the cache, in the same order.
+    """
+
+    cache: Cache
+    utterances: pd.DataFrame
+    own_ids: list[str]
 
 
 def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> dict[str, str]:
@@ -156,46 +170,54 @@ def require_extracted(cache: Cache, features: Iterable[str], ids: Iterable[str],
 
 
 def load_data(
-    cache: Cache,
+    parts: Sequence[Part],
     roles: dict[str, str],
-    utterances: pd.DataFrame,
     classes: ClassMap,
     device: str,
     progress: ProgressCallback = silent,
     allocate: Allocate = torch.empty,
 ) -> CorpusData:
-    """Load the clips of a table from `labelled_utterances` to the device; what does not fit is read as it is needed.
+    """Load the clips of utterances to the device; what does not fit is read as it is needed.
 
     Args:
+        parts: of one cache, or of several that have the same features; their clips lie one part behind the other.
         roles: from `resolve_features`.
         allocate: makes the tensors that the clips are read into.
     """
-    table = utterances.reset_index(drop=True)
-    clips = cache.clip_table(list(roles.values()), list(table["utterance_id"]))
-    rows = clips["plan_row"].to_numpy()
-    sizes = {name: len(rows) * cache.features[name].clip_bytes for name in roles.values()}
+    tables = [part.cache.clip_table(list(roles.values()), part.own_ids) for part in parts]
+    rows = [(part.cache, table["plan_row"].to_numpy()) for part, table in zip(parts, tables, strict=True)]
+    clips, features = sum(map(len, tables)), parts[0].cache.features
+    sizes = {name: clips * features[name].clip_bytes for name in roles.values()}
     resident = that_fit(sizes, device)
     inputs: dict[str, Tensor | MappedFeature] = {}
     frames: dict[str, Tensor] = {}
     for role, name in roles.items():
-        info, memory = cache.features[name], None
+        info, memory = features[name], None
         if name in resident:
-            memory = allocate((len(rows), *info.shape), dtype=getattr(torch, info.dtype))
+            memory = allocate((clips, *info.shape), dtype=getattr(torch, info.dtype))
         else:
             detail = f"{sizes[name] / 1e9:.1f} GB do not fit in memory and are read batch by batch"
-            progress(Progress(f"loading {name}", len(rows), len(rows), "clips", detail=detail))
-        valid = cache.copy_clips(name, rows, None if memory is None else memory.numpy(), progress)
-        inputs[role] = MappedFeature(cache, name, rows, device) if memory is None else memory.to(device)
+            progress(Progress(f"loading {name}", clips, clips, "clips", detail=detail))
+        valid, at = [], 0
+        for cache, wanted in rows:
+            out = None if memory is None else memory[at : at + len(wanted)].numpy()
+            valid.append(cache.copy_clips(name, wanted, out, progress))
+            at += len(wanted)
+        inputs[role] = MappedFeature(rows, name, device) if memory is None else memory.to(device)
         if info.frames is not None:
-            frames[role] = torch.from_numpy(valid.astype(np.int64)).to(device)
-    owner = pd.Index(table["utterance_id"]).get_indexer(clips["utterance_id"])
-    labels = np.array([classes.classes.index(name) for name in table["class"]], dtype=np.int64)
+            frames[role] = torch.from_numpy(np.concatenate(valid).astype(np.int64)).to(device)
+    owners, at = [], 0
+    for part, table in zip(parts, tables, strict=True):
+        owners.append(at + pd.Index(part.own_ids).get_indexer(pd.Index(table["utterance_id"])))
+        at += len(part.own_ids)
+    owner, utterances = np.concatenate(owners), pd.concat([part.utterances for part in parts])
+    labels = np.array([classes.classes.index(name) for name in utterances["class"]], dtype=np.int64)
     return CorpusData(
         inputs,
         frames,
         torch.from_numpy(labels[owner]).to(device),
         owner,
-        table["utterance_id"].to_numpy(str),
+        utterances["utterance_id"].to_numpy(str),
         labels,
     )
 

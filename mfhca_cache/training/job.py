@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from mfhca_cache.device import resolve_device, usable_cores
-from mfhca_cache.folds import Fold, check_speakers, make_folds
+from mfhca_cache.errors import TrainingError
+from mfhca_cache.folds import CROSS_CORPUS, Fold, check_speakers, make_folds
 from mfhca_cache.labels import ClassMap
 from mfhca_cache.models import build_model
 from mfhca_cache.models.own import ModelSource, OwnSettings, build_own, find_model
@@ -18,9 +20,11 @@ from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.splits.imported import imported_folds, refuse_leaks
 from mfhca_cache.storage.cache import Cache
+from mfhca_cache.training.cross_corpus import check_pair, is_tested, joint_table, make_cross_fold, own_name
 from mfhca_cache.training.data import (
     Allocate,
     CorpusData,
+    Part,
     labelled_utterances,
     load_data,
     require_extracted,
@@ -44,6 +48,10 @@ class Job:
             differ in their last digits with the threads that share them.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from; None for our protocols.
         own: the model's class and its file, where it is the reader's own.
+        beside: folds of another protocol with the training sets of ``folds``, number by number: their epochs are
+            chosen in the same trainings (`mfhca_cache.training.gap`).
+        test_cache, test_classes: the cache that is tested and the class map of its corpus, where it is another one;
+            names in ``table`` and ``folds`` are then told apart (`mfhca_cache.training.cross_corpus`).
     """
 
     cache: Cache
@@ -56,17 +64,38 @@ class Job:
     threads: int
     folds_from: dict[str, Any] | None = None
     own: ModelSource | None = None
+    beside: tuple[Fold, ...] = ()
+    test_cache: Cache | None = None
+    test_classes: ClassMap | None = None
+
+    def own_names(self, names: Iterable[str]) -> list[str]:
+        """Names of utterances or speakers as their corpora have them."""
+        return list(names) if self.test_cache is None else [own_name(name) for name in names]
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        """Rows of ``table`` by the cache that holds them."""
+        if self.test_cache is None:
+            return [Part(self.cache, table, list(table["utterance_id"]))]
+        tested = is_tested(table["utterance_id"])
+        pairs = ((self.cache, table[~tested]), (self.test_cache, table[tested]))
+        return [Part(cache, rows, self.own_names(rows["utterance_id"])) for cache, rows in pairs if len(rows)]
 
 
-def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
+def prepare(cache: Cache, options: TrainOptions, device: str = "auto", test_cache: Cache | None = None) -> Job:
     """Resolve what a run needs, without reading features.
 
+    Args:
+        test_cache: train on ``cache`` and test on this one, which must hold the same features of another corpus; the
+            protocol is then ``cross-corpus``.
+
     Raises:
-        TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class, or
-            there is no such model.
+        TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class, there is
+            no such model, or the two caches are no fair pair.
     """
     own = find_model(options.model) if options.own else None
     roles = resolve_features(cache, options.features, any_feature=options.own)
+    if test_cache is not None or options.protocol == CROSS_CORPUS:
+        return _prepare_pair(cache, test_cache, options, roles, own, device)
     table, classes = labelled_utterances(cache, options.classes, roles.values())
     source = None
     if options.folds is None:
@@ -75,6 +104,31 @@ def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
         folds, source = imported_folds(cache.plan.utterances, table, options.folds, options.seed)
     threads = options.threads or max(1, usable_cores() // len(folds))
     return Job(cache, options, roles, table, classes, folds, resolve_device(device), threads, source, own)
+
+
+def _prepare_pair(
+    cache: Cache,
+    test_cache: Cache | None,
+    options: TrainOptions,
+    roles: dict[str, str],
+    own: ModelSource | None,
+    device: str,
+) -> Job:
+    """`prepare` for a run that trains on one corpus and tests on another."""
+    if test_cache is None:
+        raise TrainingError(f"protocol {CROSS_CORPUS} needs a second cache to test on; name it with --test-cache")
+    if options.protocol == "strict":
+        options = replace(options, protocol=CROSS_CORPUS)
+    elif options.protocol != CROSS_CORPUS:
+        raise TrainingError(f"got both the protocol {options.protocol!r} and a cache to test on; expected one of them")
+    check_pair(cache, test_cache, roles.values())
+    table, classes, test_classes = joint_table(cache, test_cache, options.classes, roles.values())
+    fold = make_cross_fold(table, classes, test_cache.corpus, options.seed)
+    where, threads = resolve_device(device), options.threads or usable_cores()
+    return Job(
+        cache, options, roles, table, classes, [fold], where, threads, None, own,
+        test_cache=test_cache, test_classes=test_classes,
+    )  # fmt: skip
 
 
 def check_folds(job: Job, folds: list[Fold]) -> None:
@@ -100,9 +154,10 @@ def load_job_data(
     """
     ids = {name for fold in folds for name in (*fold.train, *fold.validation, *fold.test)}
     what = f"fold {folds[0].number} ({folds[0].name})" if len(folds) == 1 else f"these {len(folds)} folds"
-    require_extracted(job.cache, job.roles.values(), ids, what)
-    table = job.table[job.table["utterance_id"].isin(list(ids))]
-    return load_data(job.cache, job.roles, table, job.classes, job.device, progress, allocate)
+    parts = job.parts(job.table[job.table["utterance_id"].isin(list(ids))])
+    for part in parts:
+        require_extracted(part.cache, job.roles.values(), part.own_ids, what)
+    return load_data(parts, job.roles, job.classes, job.device, progress, allocate)
 
 
 def model_settings(job: Job) -> MFHCASettings | OwnSettings:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from mfhca_cache.errors import TrainingError
-from mfhca_cache.folds import IMPORTED, PROTOCOLS
+from mfhca_cache.folds import CROSS_CORPUS, IMPORTED, PROTOCOLS
 from mfhca_cache.models.settings import MFHCASettings
 
 #: What a preset is where none was named: for MFHCA, and for a model of the reader's own.
@@ -92,7 +92,7 @@ class TrainOptions:
         features: ``spectrogram+encoder``, ``spectrogram`` or ``encoder``; an encoder may be named by its feature. A
             model of the reader's own takes any features of the cache, joined by ``+``.
         preset: one of `PRESETS`; by default ``paper``, and ``frozen`` for a model of the reader's own.
-        protocol: one of `mfhca_cache.folds.PROTOCOLS`.
+        protocol: one of `mfhca_cache.folds.PROTOCOLS`, or ``cross-corpus`` with a second cache to test on.
         classes: a class map: ``four-class``, ``all`` or a JSON file.
         seed: of initial weights, dropout, order of batches, and the session protocol's validation set.
         epochs: at most; None for the preset's.
@@ -131,7 +131,7 @@ class TrainOptions:
             object.__setattr__(self, "protocol", IMPORTED)
         elif self.folds is not None:
             raise TrainingError(f"got both the protocol {self.protocol!r} and folds from a file; expected one of them")
-        elif self.protocol not in PROTOCOLS:
+        elif self.protocol not in (*PROTOCOLS, CROSS_CORPUS):
             raise TrainingError(f"protocol {self.protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"precision {self.precision!r} is not known; expected one of {', '.join(PRECISIONS)}")

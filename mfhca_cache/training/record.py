@@ -29,20 +29,23 @@ REQUIRED_KEYS = (
 def fold_record(job: Job, fold: Fold, model: MFHCASettings | OwnSettings, parameters: int) -> dict[str, Any]:
     """What is known of a fold before it is trained, as JSON."""
     features = [job.cache.features[name] for name in job.roles.values()]
+    caches = [job.cache] if job.test_cache is None else [job.cache, job.test_cache]
+    tested = {"test_corpus": other.corpus, "test_plan": other.plan.identity()} if (other := job.test_cache) else {}
     return {
         "format": RESULT_FORMAT,
         "corpus": job.cache.corpus,
+        **tested,
         "fold": fold.number,
         "name": fold.name,
         "protocol": fold.protocol,
         "optimistic": fold.optimistic,
         "caveats": caveats(job, fold),
         "folds_from": job.folds_from,
-        "test_speakers": list(fold.test_speakers),
-        "validation_speakers": list(fold.validation_speakers),
+        "test_speakers": job.own_names(fold.test_speakers),
+        "validation_speakers": job.own_names(fold.validation_speakers),
         "utterances": {"train": len(fold.train), "validation": len(fold.validation), "test": len(fold.test)},
         "overlaps": fold.overlaps,
-        "rejected": len(job.cache.rejected(job.roles.values())),
+        "rejected": sum(len(cache.rejected(job.roles.values())) for cache in caches),
         "model": job.options.model,
         "model_source": {"file": str(job.own.file), "sha256": job.own.sha256} if job.own else None,
         "inputs": list(job.roles),
@@ -94,8 +97,8 @@ def predictions(
     ids = data.utterance_ids[utterances]
     table = pd.DataFrame(
         {
-            "utterance_id": ids,
-            "speaker": job.table.set_index("utterance_id").loc[list(ids), "speaker"].to_numpy(),
+            "utterance_id": job.own_names(ids),
+            "speaker": job.own_names(job.table.set_index("utterance_id").loc[list(ids), "speaker"]),
             "clips": counts,
             "label": names[data.utterance_labels[utterances]],
             "prediction": names[mean.argmax(1)],

@@ -39,12 +39,15 @@ class FoldResult:
         predictions: a row a test utterance: utterance_id, speaker, clips, label, prediction, ``p_<class>``.
         curve: a row an epoch: epoch, train_loss, validation_loss, validation_wa, validation_ua, seconds.
         state: the best epoch's weights and the scaling, name → tensor.
+        beside: results of the same training whose epoch was chosen on other utterances, where it was watched for that
+            (`mfhca_cache.training.gap`); a fold that was read from its folder has none.
     """
 
     record: dict[str, Any]
     predictions: pd.DataFrame
     curve: pd.DataFrame
     state: dict[str, Tensor]
+    beside: tuple[FoldResult, ...] = ()
 
     @property
     def number(self) -> int:
