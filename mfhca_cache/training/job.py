@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -15,11 +16,13 @@ from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import CROSS_CORPUS, Fold, check_speakers, make_folds
 from mfhca_cache.labels import ClassMap
 from mfhca_cache.models import build_model
+from mfhca_cache.models.alexnet import AlexNet, WeightsFile, find_weights, load_weights
 from mfhca_cache.models.own import ModelSource, OwnSettings, build_own, find_model
-from mfhca_cache.models.settings import MFHCASettings
+from mfhca_cache.models.settings import ModelSettings
 from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.splits.imported import imported_folds, refuse_leaks
 from mfhca_cache.storage.cache import Cache
+from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training.cross_corpus import check_pair, is_tested, joint_table, make_cross_fold, own_name
 from mfhca_cache.training.data import (
     Allocate,
@@ -30,7 +33,7 @@ from mfhca_cache.training.data import (
     require_extracted,
     resolve_features,
 )
-from mfhca_cache.training.options import TrainOptions
+from mfhca_cache.training.options import FROM_THE_CACHE, FROM_THE_FIT, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Job:
             differ in their last digits with the threads that share them.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from; None for our protocols.
         own: the model's class and its file, where it is the reader's own.
+        alexnet: the file that AlexNet's convolutions start from, where the options name one.
         beside: folds of another protocol with the training sets of ``folds``, number by number: their epochs are
             chosen in the same trainings (`mfhca_cache.training.gap`).
         test_cache, test_classes: the cache that is tested and the class map of its corpus, where it is another one;
@@ -64,6 +68,7 @@ class Job:
     threads: int
     folds_from: dict[str, Any] | None = None
     own: ModelSource | None = None
+    alexnet: WeightsFile | None = None
     beside: tuple[Fold, ...] = ()
     test_cache: Cache | None = None
     test_classes: ClassMap | None = None
@@ -90,12 +95,14 @@ def prepare(cache: Cache, options: TrainOptions, device: str = "auto", test_cach
 
     Raises:
         TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class, there is
-            no such model, or the two caches are no fair pair.
+            no such model or file of weights, or the two caches are no fair pair.
     """
     own = find_model(options.model) if options.own else None
-    roles = resolve_features(cache, options.features, any_feature=options.own)
+    weights = "" if options.own else getattr(options.settings, "alexnet_weights", "")
+    alexnet = find_weights(weights) if weights else None
+    roles = resolve_features(cache, options.features, options.model)
     if test_cache is not None or options.protocol == CROSS_CORPUS:
-        return _prepare_pair(cache, test_cache, options, roles, own, device)
+        return _prepare_pair(cache, test_cache, options, roles, own, alexnet, device)
     table, classes = labelled_utterances(cache, options.classes, roles.values())
     source = None
     if options.folds is None:
@@ -103,7 +110,7 @@ def prepare(cache: Cache, options: TrainOptions, device: str = "auto", test_cach
     else:
         folds, source = imported_folds(cache.plan.utterances, table, options.folds, options.seed)
     threads = options.threads or max(1, usable_cores() // len(folds))
-    return Job(cache, options, roles, table, classes, folds, resolve_device(device), threads, source, own)
+    return Job(cache, options, roles, table, classes, folds, resolve_device(device), threads, source, own, alexnet)
 
 
 def _prepare_pair(
@@ -112,6 +119,7 @@ def _prepare_pair(
     options: TrainOptions,
     roles: dict[str, str],
     own: ModelSource | None,
+    alexnet: WeightsFile | None,
     device: str,
 ) -> Job:
     """`prepare` for a run that trains on one corpus and tests on another."""
@@ -126,7 +134,7 @@ def _prepare_pair(
     fold = make_cross_fold(table, classes, test_cache.corpus, options.seed)
     where, threads = resolve_device(device), options.threads or usable_cores()
     return Job(
-        cache, options, roles, table, classes, [fold], where, threads, None, own,
+        cache, options, roles, table, classes, [fold], where, threads, None, own, alexnet,
         test_cache=test_cache, test_classes=test_classes,
     )  # fmt: skip
 
@@ -160,8 +168,8 @@ def load_job_data(
     return load_data(parts, job.roles, job.classes, job.device, progress, allocate)
 
 
-def model_settings(job: Job) -> MFHCASettings | OwnSettings:
-    """The preset's model, with the number of classes and the encoder's size that the cache has.
+def model_settings(job: Job) -> ModelSettings | OwnSettings:
+    """The model's settings, with the number of classes and the inputs' sizes that the cache has.
 
     For a model of the reader's own: the shapes of the features and the number of classes.
     """
@@ -169,25 +177,51 @@ def model_settings(job: Job) -> MFHCASettings | OwnSettings:
         shapes = {name: job.cache.features[name].shape for name in job.roles.values()}
         return OwnSettings(shapes, len(job.classes.classes))
     found: dict[str, Any] = {"n_classes": len(job.classes.classes)}
-    if "encoder" in job.roles:
-        frames, width = job.cache.features[job.roles["encoder"]].shape
-        found |= {"encoder_frames": frames, "encoder_width": width}
-    return replace(job.options.settings, **found)
+    for role, name in job.roles.items():
+        info = job.cache.features[name]
+        layered = len(info.shape) == (2 if info.frames is None else 3)
+        found |= {f"{role}_width": info.shape[-1], f"{role}_frames": info.frames}
+        found |= {f"{role}_layers": info.shape[0] if layered else 1}
+    found["statistics"] = sum(_statistics(job.cache.features[name]) for name in job.roles.values())
+    # A setting of this name is no size elsewhere.
+    decided = FROM_THE_CACHE | (FROM_THE_FIT if job.options.closed_form else set())
+    known = decided & {field.name for field in fields(job.options.settings)}
+    return replace(job.options.settings, **{key: value for key, value in found.items() if key in known})
 
 
-def make_model(job: Job, settings: MFHCASettings | OwnSettings) -> nn.Module:
+def _statistics(info: FeatureInfo) -> int:
+    """How many numbers an utterance's means and deviations are; the means alone where frames were pooled."""
+    size = math.prod(info.shape)
+    return size if info.frames is None else 2 * size // info.frames
+
+
+def make_model(job: Job, settings: ModelSettings | OwnSettings) -> nn.Module:
     """The run's model as `model_settings` says, from torch's random state, on the run's device.
 
     Raises:
-        TrainingError: a model of the reader's own that cannot be made.
+        TrainingError: a model of the reader's own that cannot be made, or weights that do not fit.
     """
     if isinstance(settings, OwnSettings):
         return build_own(job.own or find_model(job.options.model), settings).to(job.device)
-    model = build_model(job.options.model, tuple(job.roles), settings).to(job.device)
+    model = build_model(job.options.model, tuple(job.roles), settings)
+    if job.alexnet is not None:
+        for module in model.modules():
+            if isinstance(module, AlexNet):
+                load_weights(module, job.alexnet)
+    model = model.to(job.device)
     return model.to(memory_format=torch.channels_last) if job.device == "cpu" else model  # type: ignore[call-overload]
 
 
 def caveats(job: Job, fold: Fold) -> list[str]:
     """What must be said beside every score of this fold."""
     random = [name for name in job.roles.values() if job.cache.features[name].random_weights]
-    return list(fold.caveats) + [f"{name} has random weights: its features mean nothing" for name in random]
+    lines = list(fold.caveats) + [f"{name} has random weights: its features mean nothing" for name in random]
+    if job.alexnet is None and has_alexnet(job):
+        lines.append("AlexNet from random weights; [13] starts from ImageNet's")
+    return lines
+
+
+def has_alexnet(job: Job) -> bool:
+    """Whether the run's model looks at the spectrogram through AlexNet."""
+    of_mfhca = getattr(job.options.settings, "spectrogram_network", None) == "alexnet"
+    return not job.options.own and "spectrogram" in job.roles and (of_mfhca or job.options.model == "co-attention")

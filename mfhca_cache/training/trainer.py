@@ -26,6 +26,7 @@ from mfhca_cache.models.own import OwnModel
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.captured import capture_step
+from mfhca_cache.training.closed_form import fit_fold
 from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling
 from mfhca_cache.training.interleave import Steps, side_by_side
 from mfhca_cache.training.job import Job, check_folds, load_job_data, make_model, model_settings, prepare
@@ -111,6 +112,8 @@ def fold_steps(
     Between two of its steps others may use the device, torch's generators apart (`interleave.RandomState`). The fold of
     the same number in ``job.beside`` is watched in the same training, and its result comes as `FoldResult.beside`.
     """
+    if job.options.closed_form:
+        return (yield from fit_fold(job, fold, data, progress))
     started = time.monotonic()
     model = make_model(job, settings := model_settings(job))
     folds = [fold, *(other for other in job.beside if other.number == fold.number)]
