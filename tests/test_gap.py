@@ -174,6 +174,8 @@ def test_only_one_training_is_watched(small_cache: Cache, tmp_path: Path) -> Non
         train_watched(items_of["strict"], items_of["test-selected"])
     with pytest.raises(TrainingError, match="got folds from a file"):
         plan_gap(small_cache, replace(ENCODER, folds="x.csv"), runs=tmp_path)
+    with pytest.raises(TrainingError, match="ridge is fitted without epochs"):
+        plan_gap(small_cache, TrainOptions(model="ridge", features="encoder"), runs=tmp_path, device="cpu")
 
 
 def test_noise_that_a_model_of_ones_own_draws_while_it_is_watched_is_put_back(

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
@@ -112,13 +111,15 @@ def test_standardisation_is_scikit_learns_and_leaves_constants_alone() -> None:
 
 @pytest.mark.parametrize("size", [(40, 6), (6, 40)])
 @pytest.mark.parametrize("alpha", [0.5, 300.0])
-def test_ridge_is_scikit_learns(size: tuple[int, int], alpha: float) -> None:
+def test_ridge_makes_its_sum_the_least(size: tuple[int, int], alpha: float) -> None:
     rng = np.random.default_rng(3)
     x, y, weights = rng.normal(size=size) + 2, rng.normal(size=(size[0], 3)), rng.uniform(0.2, 3, size[0])
     found = fit_ridge(torch.from_numpy(x), torch.from_numpy(y), alpha, torch.from_numpy(weights))
-    reference = SklearnRidge(alpha=alpha).fit(x, y, sample_weight=weights)
-    np.testing.assert_allclose(found[0], reference.coef_, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(found[1], reference.intercept_, rtol=1e-8)
+    W, b = (part.clone().requires_grad_() for part in found)
+    residuals = torch.from_numpy(x) @ W.T + b - torch.from_numpy(y)
+    (torch.from_numpy(weights)[:, None] * residuals.square()).sum().add(alpha * W.square().sum()).backward()
+    for part in (W, b):
+        assert part.grad is not None and float(part.grad.abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["rbf", "linear"])
@@ -189,7 +190,7 @@ def test_a_run_leaves_what_every_run_leaves(name: str, features: str, layered: C
     assert record["chosen"] == {parameter: order[parameter].iloc[0]}
     summary = summarise(run)
     assert len(summary.folds) == len(results) == 6
-    assert pd.read_csv(write_report(summary)[1])["utterance_ua"].between(0, 1).all()
+    assert pd.read_csv(write_report(summary)[1])["utterance_ua"].dropna().between(0, 1).all()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.svm import SVC
 from torch import Tensor
 
@@ -162,8 +163,6 @@ def log_probabilities(model: StatisticsModel, values: Tensor) -> np.ndarray:
 def fit_ridge(x: Tensor, targets: Tensor, alpha: float, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weights W and intercepts b that make Σ_u weight_u ‖x_u Wᵀ + b - target_u‖² + alpha ‖W‖² the least.
 
-    Solved for as many unknowns as there are utterances or numbers, whichever are fewer.
-
     Args:
         x: float64 (U, P).
         targets: float64 (U, K).
@@ -172,19 +171,8 @@ def fit_ridge(x: Tensor, targets: Tensor, alpha: float, weights: Tensor) -> tupl
     Returns:
         W float64 (K, P) and b (K,).
     """
-    share = weights / weights.sum()
-    x_mean, y_mean = share @ x, share @ targets
-    root = weights.sqrt()[:, None]
-    a, y = root * (x - x_mean), root * (targets - y_mean)
-    if len(a) >= a.shape[1]:
-        gram = a.T @ a
-        gram.diagonal().add_(alpha)
-        solution = torch.cholesky_solve(a.T @ y, torch.linalg.cholesky(gram)).T
-    else:
-        gram = a @ a.T
-        gram.diagonal().add_(alpha)
-        solution = torch.cholesky_solve(y, torch.linalg.cholesky(gram)).T @ a
-    return solution, y_mean - solution @ x_mean
+    found = RidgeRegression(alpha, solver="cholesky").fit(x.numpy(), targets.numpy(), weights.numpy())
+    return torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
 
 
 def fit_svms(gram: np.ndarray, labels: np.ndarray, classes: int, C: float, balanced: bool) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,11 @@ def plan_gap(
         raise TrainingError(
             "a gap is between protocols of ours; got folds from a file, which have their own validation"
         )
+    if options.closed_form:
+        raise TrainingError(
+            f"a gap is between ways to choose the epoch, and {options.model} is fitted without epochs; expected a model "
+            "that is trained in steps, such as mfhca"
+        )
     plan: dict[int, dict[str, GapItem]] = {}
     for seed in seeds:
         plan[seed] = {}
