@@ -76,8 +76,8 @@ def plan_gap(
         )
     if options.closed_form:
         raise TrainingError(
-            f"a gap is between ways to choose the epoch, and {options.model} is fitted without epochs; expected a model "
-            "that is trained in steps, such as mfhca"
+            f"a gap is between ways to choose the epoch, and {options.model} is fitted without epochs; expected a "
+            "model that is trained in steps, such as mfhca"
         )
     plan: dict[int, dict[str, GapItem]] = {}
     for seed in seeds:
