@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from mfhca_cache.storage.descriptions import read_feature
@@ -11,22 +12,30 @@ from mfhca_cache.storage.layout import FeatureInfo, Plan
 
 def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | None) -> str:
     """The `mfhca extract` that goes on with a feature, by the settings that it was begun with."""
-    words = ["mfhca", "extract", "--cache", str(folder)]
-    tables = sorted(Path("manifests").glob("*.csv"))
-    if len(tables) != 1:
-        named = Path("manifests") / f"{plan.corpus}.csv"
-        words += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
     beside = (folder / "spectrogram" / "feature.json").exists()
-    words += _feature_options(info, beside)
+    words = _feature_options(info, beside)
     if info.kind == "spectrogram" or (info.kind == "encoder" and beside):
         pre_emphasis = read_feature(folder, "spectrogram").settings.get("pre_emphasis")
         words += ["--pre-emphasis", str(pre_emphasis)] if pre_emphasis else []
-    for option, value, default in (
-        ("--rows", plan.rows, "four-class"),
-        ("--pad", plan.clip.pad, "audio"),
-        ("--dtype", info.dtype, "float16"),
-        ("--split", split, None),
-    ):
+    return _command(folder, plan, words, (("--dtype", info.dtype, "float16"), ("--split", split, None)))
+
+
+def new_feature_command(folder: Path, plan: Plan, words: Sequence[str]) -> str:
+    """The `mfhca extract` that adds a feature, named by its options, to a cache that has none such."""
+    return _command(folder, plan, words)
+
+
+def _command(
+    folder: Path, plan: Plan, words: Sequence[str], more: Sequence[tuple[str, str | None, str | None]] = ()
+) -> str:
+    """`mfhca extract` for this cache: (option, value, default) each is left out where it has its default."""
+    start = ["mfhca", "extract", "--cache", str(folder)]
+    tables = sorted(Path("manifests").glob("*.csv"))
+    if len(tables) != 1:
+        named = Path("manifests") / f"{plan.corpus}.csv"
+        start += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
+    words = [*start, *words]
+    for option, value, default in (("--rows", plan.rows, "four-class"), ("--pad", plan.clip.pad, "audio"), *more):
         if value != default:
             words += [option, str(value)]
     return shlex.join(words)

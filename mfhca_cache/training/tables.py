@@ -1,0 +1,199 @@
+"""The paper's Tables I to IV (arXiv 2404.13509) as data: what each row is trained from, and what was published.
+
+A row's inputs are roles, found among the features of a cache when it is trained (`mfhca_cache.training.ablation`):
+``spectrogram``; ``hubert`` and ``w2v2``, an encoder of that family; ``encoder``, HuBERT where the cache has it, else
+its only encoder; ``baseline``, the encoder of the paper's baseline, wav2vec 2.0, with the same way out; ``layers``,
+all layers of ``encoder`` where they are cached, else the last; ``mfcc``; ``log-mel``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mfhca_cache.errors import TrainingError
+
+#: A fusion or network that the row does without is replaced by the baseline's.
+_NO_MF = (("spectrogram_network", "alexnet"),)
+_NO_HCA = (("fusion", "co-attention"),)
+_NOT_BUILT = "not built yet"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        name: what ``--row`` calls it.
+        label: what the table calls it.
+        inputs: roles; none where the system is not built yet.
+        model: as in `mfhca_cache.training.options.TrainOptions`.
+        changes: of the model's settings.
+        cells: what stands in the table's own columns.
+        published: WA and UA on IEMOCAP in percent; None for a row that the paper does not have.
+        note: what must be said beside the row.
+        apart: below a line, because it is no row of the paper.
+    """
+
+    name: str
+    label: str
+    inputs: tuple[str, ...] = ()
+    model: str = "mfhca"
+    changes: tuple[tuple[str, Any], ...] = ()
+    cells: tuple[str, ...] = ()
+    published: tuple[float, float] | None = None
+    note: str = ""
+    apart: bool = False
+
+    @property
+    def built(self) -> bool:
+        """Whether this product has the system."""
+        return bool(self.inputs)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper.
+
+    Attributes:
+        name: of the command's argument, ``table2``.
+        title: what the table is about.
+        columns: headers of its own columns, those of `Row.label` and `Row.cells`.
+        rows: in the paper's order.
+        full: name of the row that is the whole of MFHCA.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...] = field(repr=False)
+    full: str
+
+    @property
+    def varied(self) -> frozenset[str]:
+        """Settings of the model that its rows differ in."""
+        return frozenset(name for row in self.rows for name, _ in row.changes)
+
+    def find(self, words: Sequence[str]) -> tuple[Row, ...]:
+        """The rows that numbers from 1, names or labels mean, in the table's order; all for none.
+
+        Raises:
+            TrainingError: no such row; the message lists them.
+        """
+        if not words:
+            return self.rows
+        found = set()
+        for word in words:
+            meant = [
+                number
+                for number, row in enumerate(self.rows, start=1)
+                if word.strip().lower() in (str(number), row.name.lower(), row.label.lower())
+            ]
+            if len(meant) != 1:
+                known = ", ".join(f"{number} ({row.name})" for number, row in enumerate(self.rows, start=1))
+                what = "is not known" if not meant else "means several rows"
+                raise TrainingError(f"{self.name}: row {word!r} {what}; expected one of {known}")
+            found.add(meant[0])
+        return tuple(row for number, row in enumerate(self.rows, start=1) if number in found)
+
+
+def _ablated(name: str, label: str, inputs: str, mf: bool, hca: bool, wa: float, ua: float) -> Row:
+    """A row of Table II; a network or fusion that needs an input which the row lacks is neither there nor replaced."""
+    roles = tuple(inputs.split("+"))
+    changes = _NO_MF * ("spectrogram" in roles and not mf) + _NO_HCA * (len(roles) > 1 and not hca)
+    cells = tuple("✓" if there else "✗" for there in (mf, hca))
+    return Row(name, label, roles, changes=changes, cells=cells, published=(wa, ua))
+
+
+def _channels(*counts: int, wa: float, ua: float) -> Row:
+    name = "-".join(map(str, counts))
+    changes = (("channels", counts),)
+    return Row(name, name, ("spectrogram", "encoder"), changes=changes, cells=(str(len(counts)),), published=(wa, ua))
+
+
+def _rate(rate: int, wa: float, ua: float) -> Row:
+    return Row(f"1/{rate}", f"1/{rate}", ("spectrogram", "encoder"), changes=(("rate", rate),), published=(wa, ua))
+
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            "table1",
+            "Table I: comparison of systems",
+            ("system", "modality"),
+            (
+                Row("hnsd", "HNSD [18]", cells=("A",), published=(70.50, 72.50), note=_NOT_BUILT),
+                Row(
+                    "co-attention", "Co-attention [13]", ("spectrogram", "mfcc", "baseline"), "co-attention",
+                    cells=("A",), published=(71.64, 72.70),
+                    note="published with AlexNet started from ImageNet's weights and the encoder fine-tuned",
+                ),
+                Row("smw-cat", "SMW_CAT [8]", cells=("A",), published=(73.80, 74.25), note=_NOT_BUILT),
+                Row("e2e-asr", "E2e ASR [20]", cells=("A + T",), published=(71.70, 72.60), note=_NOT_BUILT),
+                Row(
+                    "cross-representation", "Cross-representation [21]", cells=("A + T",), published=(73.00, 73.50),
+                    note=_NOT_BUILT,
+                ),
+                Row("mfhca", "MFHCA", ("spectrogram", "encoder"), cells=("A",), published=(74.24, 74.57)),
+                Row(
+                    "linear-probe", "Linear probe", ("layers",), "linear-probe", cells=("A",), apart=True,
+                    note="SUPERB's, with learned weights of the layers",
+                ),
+                Row(
+                    "attentive-pooling", "Attentive pooling", ("encoder",), "attentive-pooling", cells=("A",),
+                    apart=True,
+                ),
+                Row("svm", "SVM on statistics", ("encoder",), "svm", cells=("A",), apart=True),
+                Row("ridge", "Ridge on statistics", ("encoder",), "ridge", cells=("A",), apart=True),
+                Row("ridge-log-mel", "Ridge on log-mel", ("log-mel",), "ridge", cells=("A",), apart=True),
+            ),
+            "mfhca",
+        ),
+        Table(
+            "table2",
+            "Table II: ablation of MF and HCA",
+            ("input", "MF", "HCA"),
+            (
+                _ablated("spec", "Spec", "spectrogram", False, False, 62.13, 62.25),
+                _ablated("spec-mf", "Spec", "spectrogram", True, False, 62.21, 62.37),
+                _ablated("hubert", "Hubert", "hubert", False, False, 69.99, 70.57),
+                _ablated("spec-w2v2", "Spec + W2V2", "spectrogram+w2v2", False, False, 70.05, 71.30),
+                _ablated("spec-w2v2-mf", "Spec + W2V2", "spectrogram+w2v2", True, False, 71.73, 72.32),
+                _ablated("spec-w2v2-hca", "Spec + W2V2", "spectrogram+w2v2", False, True, 70.72, 72.09),
+                _ablated("spec-w2v2-mf-hca", "Spec + W2V2", "spectrogram+w2v2", True, True, 72.00, 73.44),
+                _ablated("spec-hubert", "Spec + Hubert", "spectrogram+hubert", False, False, 72.13, 72.51),
+                _ablated("spec-hubert-mf", "Spec + Hubert", "spectrogram+hubert", True, False, 73.72, 74.53),
+                _ablated("spec-hubert-hca", "Spec + Hubert", "spectrogram+hubert", False, True, 73.19, 73.72),
+                _ablated("spec-hubert-mf-hca", "Spec + Hubert", "spectrogram+hubert", True, True, 74.24, 74.57),
+            ),
+            "spec-hubert-mf-hca",
+        ),
+        Table(
+            "table3",
+            "Table III: channels of the GRF blocks",
+            ("channels", "blocks"),
+            (
+                _channels(16, 32, wa=73.76, ua=74.02),
+                _channels(16, 32, 48, wa=74.24, ua=74.57),
+                _channels(16, 32, 64, wa=73.60, ua=74.49),
+                _channels(16, 32, 48, 64, wa=73.67, ua=74.03),
+                _channels(16, 32, 64, 128, wa=72.75, ua=73.78),
+            ),
+            "16-32-48",
+        ),
+        Table(
+            "table4",
+            "Table IV: sampling ratio r",
+            ("r",),
+            (
+                _rate(2, 73.82, 74.33),
+                _rate(4, 74.24, 74.57),
+                _rate(8, 72.22, 73.34),
+                _rate(16, 71.12, 72.69),
+            ),
+            "1/4",
+        ),
+    )
+}  # fmt: skip
