@@ -18,6 +18,7 @@ COMMANDS = {
     "extract": "Extract what a corpus's cache does not hold yet.",
     "cache": "List, verify, repair, merge and export caches.",
     "train": "Train folds from a cache, and show the run's scores.",
+    "ablate": "Train the rows of one of the paper's tables on a cache, and show the table.",
     "report": "Show the scores of the run in folder RUN.",
     "folds": "Show how FOLDS cut the corpus in MANIFEST, or write them for other toolkits.",
     "leak-check": "Count what the test sets of FOLDS share with training.",
