@@ -34,21 +34,21 @@ from .show import Screen, only_one, quiet_and_json
     "--model",
     default="mfhca",
     show_default=True,
-    metavar="mfhca|MODULE:CLASS",
-    help="MFHCA, or an nn.Module of your own, such as my_package.my_module:MyModel (docs/own-model.md).",
+    metavar="NAME|MODULE:CLASS",
+    help=f"{', '.join(MODELS)} (docs/models.md), or an nn.Module of your own, such as my_package.my_module:MyModel "
+    "(docs/own-model.md).",
 )
 @click.option(
     "--features",
-    default="spectrogram+encoder",
-    show_default=True,
+    default="",
     metavar="NAMES",
-    help="spectrogram+encoder, spectrogram, or encoder; name the encoder's feature where the cache has several. "
-    "A model of your own takes any features of the cache, joined by +.",
+    help="Of mfhca spectrogram+encoder, spectrogram, or encoder; name the encoder's feature where the cache has "
+    "several. A model of your own takes any features of the cache, joined by +.  [all that the model can be given]",
 )
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="Optimiser, epochs.  [paper; frozen for a model of your own]",
+    help="Optimiser, epochs.  [paper for mfhca, frozen for every other model]",
 )
 @click.option("--learning-rate", type=float, help="[the preset's]")
 @click.option(
@@ -145,6 +145,8 @@ def train(
         mfhca train --fold all --preset frozen --set rate=8 --set channels=16,32,64
         mfhca train --fold all --seeds 5 --engine ray --address head-node:6379
         mfhca train --folds EmoBox/data/iemocap
+        mfhca train --set spectrogram_network=alexnet --set fusion=co-attention   # Table II without MF and HCA
+        mfhca train --model co-attention --features spectrogram+mfcc+wav2vec2-base
         mfhca train --model my_module:MyModel --features encoder
     """
     check_engine(engine, address, jobs=jobs != "auto")
@@ -174,7 +176,7 @@ def train(
         threads=threads,
         folds=None if folds is None else str(folds),
         allow_leaks=allow_leaks,
-        changes=parse_changes(changes),
+        changes=parse_changes(changes, model),
     )
     # With Ray the nodes have the device, and this machine need not.
     here = "cpu" if engine == "ray" else device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from mfhca_cache.storage.descriptions import read_feature
@@ -12,33 +11,48 @@ from mfhca_cache.storage.layout import FeatureInfo, Plan
 
 def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | None) -> str:
     """The `mfhca extract` that goes on with a feature, by the settings that it was begun with."""
+    words = _begin(folder, plan)
     beside = (folder / "spectrogram" / "feature.json").exists()
-    words = _feature_options(info, beside)
+    words += _feature_options(info, beside)
     if info.kind == "spectrogram" or (info.kind == "encoder" and beside):
         pre_emphasis = read_feature(folder, "spectrogram").settings.get("pre_emphasis")
         words += ["--pre-emphasis", str(pre_emphasis)] if pre_emphasis else []
-    return _command(folder, plan, words, (("--dtype", info.dtype, "float16"), ("--split", split, None)))
+    return shlex.join(words + _choices(plan, info.dtype, split))
 
 
-def new_feature_command(folder: Path, plan: Plan, words: Sequence[str]) -> str:
-    """The `mfhca extract` that adds a feature, named by its options, to a cache that has none such."""
-    return _command(folder, plan, words)
+def adding_command(folder: Path, plan: Plan, features: str) -> str:
+    """The `mfhca extract` that adds an acoustic feature, such as ``mfcc``, to a cache that has none such."""
+    words = [*_begin(folder, plan), "--encoder", "none", "--features", features]
+    return shlex.join(words + _choices(plan, "float16", None))
 
 
-def _command(
-    folder: Path, plan: Plan, words: Sequence[str], more: Sequence[tuple[str, str | None, str | None]] = ()
-) -> str:
-    """`mfhca extract` for this cache: (option, value, default) each is left out where it has its default."""
-    start = ["mfhca", "extract", "--cache", str(folder)]
+def adding_encoder_command(folder: Path, plan: Plan, encoder: str, *more: str) -> str:
+    """The `mfhca extract` that adds a speech encoder's features, with more of its options, to a cache without them."""
+    words = [*_begin(folder, plan), "--encoder", encoder, *more, "--features", "none"]
+    return shlex.join(words + _choices(plan, "float16", None))
+
+
+def _begin(folder: Path, plan: Plan) -> list[str]:
+    words = ["mfhca", "extract", "--cache", str(folder)]
     tables = sorted(Path("manifests").glob("*.csv"))
     if len(tables) != 1:
         named = Path("manifests") / f"{plan.corpus}.csv"
-        start += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
-    words = [*start, *words]
-    for option, value, default in (("--rows", plan.rows, "four-class"), ("--pad", plan.clip.pad, "audio"), *more):
+        words += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
+    return words
+
+
+def _choices(plan: Plan, dtype: str, split: str | None) -> list[str]:
+    """The options that do not have their default."""
+    words: list[str] = []
+    for option, value, default in (
+        ("--rows", plan.rows, "four-class"),
+        ("--pad", plan.clip.pad, "audio"),
+        ("--dtype", dtype, "float16"),
+        ("--split", split, None),
+    ):
         if value != default:
             words += [option, str(value)]
-    return shlex.join(words)
+    return words
 
 
 def _feature_options(info: FeatureInfo, spectrogram: bool) -> list[str]:

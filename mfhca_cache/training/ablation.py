@@ -7,19 +7,20 @@ and rows of several tables that are the same are one run. Whatever is trained al
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mfhca_cache.errors import MfhcaError, TrainingError
 from mfhca_cache.folds import choose_folds
+from mfhca_cache.models import SETTINGS
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.changes import changes_name
 from mfhca_cache.training.crossval import begin_run, cross_validate, has_fold, run_name
 from mfhca_cache.training.data import require_extracted
 from mfhca_cache.training.job import Job, check_folds, prepare
-from mfhca_cache.training.options import PRESETS, TrainOptions
+from mfhca_cache.training.options import PRESETS, Recipe, TrainOptions
 from mfhca_cache.training.row_inputs import Lack, row_inputs
 from mfhca_cache.training.seeds import seed_folder
 from mfhca_cache.training.tables import TABLES, Row, Table
@@ -227,10 +228,11 @@ def _plan_row(
         return RowRuns(row, number, lacks=inputs.lacks, notes=notes)
     usual = PRESETS[options.preset].model
     changes = tuple((name, value) for name, value in row.changes if getattr(usual, name) != value)
+    # A change of MFHCA's settings is none of a rival that does not have them.
+    known = {field.name for kind in (Recipe, SETTINGS.get(row.model)) if kind for field in fields(kind)}
+    common = tuple((name, value) for name, value in options.changes if name in known)
     try:
-        mine = replace(
-            options, model=row.model, features="+".join(inputs.features), changes=(*options.changes, *changes)
-        )
+        mine = replace(options, model=row.model, features="+".join(inputs.features), changes=(*common, *changes))
         jobs = tuple(prepare(cache, replace(mine, seed=seed), device) for seed in seeds)
         for name in inputs.features:
             ids = {item for fold in jobs[0].folds for item in (*fold.train, *fold.validation, *fold.test)}

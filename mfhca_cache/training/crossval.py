@@ -10,7 +10,6 @@ from typing import Any
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import Fold, choose_folds
-from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import canonical_json, differences, fingerprint, settings
 from mfhca_cache.storage.cache import Cache
@@ -138,7 +137,7 @@ def begin_run(folder: Path, job: Job) -> Job:
     # Runs begun before these could be chosen.
     before.setdefault("threads", job.threads)
     before.setdefault("options", {}).setdefault("precision", "fp32")
-    for part, usual in (("recipe", Recipe()), ("settings", MFHCASettings())):
+    for part, usual in (("recipe", Recipe()), ("settings", type(job.options.settings)())):
         if part in mine["options"]:
             before["options"][part] = settings(usual) | before["options"].get(part, {})
     changed = differences(before, mine)
@@ -171,6 +170,8 @@ def _identity(job: Job) -> dict[str, Any]:
     if job.own is not None:
         del options["settings"]  # MFHCA's
         more |= {"model_sha256": job.own.sha256, "inputs": list(job.roles)}  # It sees its inputs in the order given.
+    elif job.alexnet is not None:
+        options["settings"]["alexnet_weights"] = job.alexnet.sha256  # Wherever the file lies.
     return {
         "corpus": job.cache.corpus,
         "folds": [fold.name for fold in job.folds],

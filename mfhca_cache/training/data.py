@@ -16,16 +16,16 @@ from torch import Tensor
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import ClassMap, class_map
+from mfhca_cache.models import INPUTS
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
-from mfhca_cache.storage.command import extract_command
+from mfhca_cache.storage.command import adding_command, extract_command
 from mfhca_cache.storage.dataset import frame_mask
 from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training.mapped import MappedFeature, that_fit
 
 #: As torch.empty: (shape, dtype=…) → a tensor on the CPU.
 Allocate = Callable[..., Tensor]
-ROLES = ("spectrogram", "encoder")
 _STATISTICS_CLIPS = 256
 _LEAST_STD = 1e-3  # dB; a bin that never changes is left at 0
 
@@ -35,8 +35,8 @@ class CorpusData:
     """Clips of a corpus on a device, N clips of U utterances.
 
     Attributes:
-        inputs: role (spectrogram, encoder) → (N, …) of the stored type, in memory where it fits. A model of the
-            reader's own has the features' names for roles.
+        inputs: role (spectrogram, mfcc, encoder) → (N, …) of the stored type, in memory where it fits. A model that
+            takes any features has their names for roles.
         frames: role → (N,) int64, valid frames, for the inputs that have frames.
         labels: (N,) int64, class of each clip.
         owner: (N,) int64, each clip's utterance, 0 … U − 1.
@@ -70,35 +70,28 @@ class Scaling:
         return scaled * frame_mask(frames, scaled.shape[1])[:, :, None]
 
 
-def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> dict[str, str]:
-    """``spectrogram+encoder`` and the like → role → the name of a feature of the cache.
+def resolve_features(cache: Cache, features: str, model: str = "mfhca") -> dict[str, str]:
+    """``spectrogram+encoder`` and the like → role → the name of a feature of the cache, in the order of the roles.
 
     Args:
-        any_feature: for a model of the reader's own: any features, each its own role, in the order given.
+        features: names of features, or roles for the one feature of the cache that can have it, joined by ``+``.
+        model: whose roles (`mfhca_cache.models.INPUTS`). A model without roles, the reader's own among them, takes
+            any features, each its own role, in the order given.
 
     Raises:
-        TrainingError: an unknown name, the same role twice, ``encoder`` where the cache has none or several, or a
-            feature whose clips MFHCA cannot take.
+        TrainingError: an unknown name, the same role twice or one that the model needs and that is not named, a role
+            that no feature of the cache has or several have, or a feature whose clips the model cannot take.
     """
+    wanted = INPUTS.get(model, ())
     roles: dict[str, str] = {}
     for part in features.replace(",", "+").split("+"):
         name = part.strip()
-        if name == "encoder":
-            have = cache.encoders()
-            if not any_feature:
-                # Other layers or means of an encoder in the cache leave no doubt about which one MFHCA can take.
-                have = [name for name in have if _is_sequence(cache.features[name])] or have
-            if len(have) != 1:
-                found = (
-                    f"several: {', '.join(have)}. Name one, such as spectrogram+{have[0]}"
-                    if have
-                    else "none; `mfhca extract` adds one"
-                )
-                raise TrainingError(f"{cache.path}: --features encoder needs one encoder's features; it has {found}")
-            name = have[0]
+        if name in ("encoder", *wanted) and name not in cache.features:
+            name = _of_role(cache, name, model)
         if name not in cache.features:
-            names = sorted(cache.features) if any_feature else ["spectrogram", "encoder", *cache.encoders()]
-            valid = ", ".join(["spectrogram+encoder", *names])
+            valid = ", ".join(
+                dict.fromkeys(["+".join(wanted) or "spectrogram+encoder", *wanted, *sorted(cache.features)])
+            )
             raise TrainingError(f"{cache.path} has no feature {name!r} (from --features {features}); expected {valid}")
         info = cache.features[name]
         if info.per != "clip":
@@ -106,22 +99,66 @@ def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> 
                 f"{cache.path}: {name} has features of utterances, any number of rows each, and training takes "
                 "features of clips; read it with cache.dataset or cache.load"
             )
-        role = name if any_feature else "spectrogram" if info.kind == "spectrogram" else "encoder"
-        if role in roles:
-            twice = f"{name} twice" if any_feature else f"two {role}s"
-            raise TrainingError(f"--features {features} names {twice}; expected at most one of each")
-        if not any_feature and not _is_sequence(info):
+        role = _role(info, model)
+        if wanted and role not in wanted:
             raise TrainingError(
-                f"{cache.path}: a clip of {name} has shape {info.shape}, and mfhca needs (frames, width); choose "
+                f"--features {features}: {name} is no input of {model}, which takes {' + '.join(wanted)}"
+            )
+        if role in roles:
+            twice = f"two {role}s" if wanted else f"{name} twice"
+            raise TrainingError(f"--features {features} names {twice}; expected at most one of each")
+        if not _can_take(info, model):
+            raise TrainingError(
+                f"{cache.path}: a clip of {name} has shape {info.shape}, and {model} needs {_NEEDED[model]}; choose "
                 "another feature, or train a model of your own on this one: --model my_module:MyModel"
             )
         roles[role] = name
-    return roles if any_feature else {role: roles[role] for role in ROLES if role in roles}
+    # MFHCA is whole with one of its inputs, too; the others are not.
+    if model != "mfhca" and (missing := [role for role in wanted if role not in roles]):
+        have = ", ".join(sorted(cache.features)) or "none yet"
+        raise TrainingError(
+            f"{model} needs {' + '.join(wanted)}; --features {features} names no {' and no '.join(missing)}. "
+            f"{cache.path} has: {have}"
+        )
+    return {role: roles[role] for role in wanted if role in roles} if wanted else roles
 
 
-def _is_sequence(info: FeatureInfo) -> bool:
-    """Whether a clip is (frames, width)."""
-    return info.frames is not None and len(info.shape) == 2
+#: What a clip must be for the models that do not take all.
+_NEEDED = {"mfhca": "(frames, width)", "co-attention": "(frames, width)"}
+
+
+def _role(info: FeatureInfo, model: str) -> str:
+    """What a feature is to a model."""
+    wanted = INPUTS.get(model, ())
+    if not wanted:
+        return info.name
+    return info.kind if info.kind in ("spectrogram", *wanted) else "encoder"
+
+
+def _can_take(info: FeatureInfo, model: str) -> bool:
+    """Whether a model can be made for clips of this shape."""
+    return model not in _NEEDED or (info.frames is not None and len(info.shape) == 2)
+
+
+def _of_role(cache: Cache, role: str, model: str) -> str:
+    """The one feature of the cache that can be this to the model.
+
+    Raises:
+        TrainingError: there is none, or several.
+    """
+    have = sorted(name for name, info in cache.features.items() if info.kind == role)
+    # Other layers or means of an encoder in the cache leave no doubt about which one the model can take.
+    have = [name for name in have if _can_take(cache.features[name], model)] or have
+    if len(have) == 1:
+        return have[0]
+    one = "one encoder's features" if role == "encoder" else f"the feature {role}"
+    if have:
+        named = "+".join(have[0] if part == role else part for part in INPUTS.get(model, (role,)))
+        found = f"several: {', '.join(have)}. Name one, such as {named}"
+    else:
+        adds = "mfhca extract" if role == "encoder" else adding_command(cache.path, cache.plan, role)
+        found = f"none; `{adds}` adds {'one' if role == 'encoder' else 'it'}"
+    raise TrainingError(f"{cache.path}: --features {role} needs {one}; it has {found}")
 
 
 def labelled_utterances(cache: Cache, classes: str, features: Iterable[str]) -> tuple[pd.DataFrame, ClassMap]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -13,8 +13,9 @@ from mfhca_cache.device import resolve_device, usable_cores
 from mfhca_cache.folds import Fold, check_speakers, make_folds
 from mfhca_cache.labels import ClassMap
 from mfhca_cache.models import build_model
+from mfhca_cache.models.alexnet import AlexNet, WeightsFile, find_weights, load_weights
 from mfhca_cache.models.own import ModelSource, OwnSettings, build_own, find_model
-from mfhca_cache.models.settings import MFHCASettings
+from mfhca_cache.models.settings import ModelSettings
 from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.splits.imported import imported_folds, refuse_leaks
 from mfhca_cache.storage.cache import Cache
@@ -44,6 +45,7 @@ class Job:
             differ in their last digits with the threads that share them.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from; None for our protocols.
         own: the model's class and its file, where it is the reader's own.
+        alexnet: the file that AlexNet's convolutions start from, where the options name one.
     """
 
     cache: Cache
@@ -56,6 +58,7 @@ class Job:
     threads: int
     folds_from: dict[str, Any] | None = None
     own: ModelSource | None = None
+    alexnet: WeightsFile | None = None
 
 
 def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
@@ -63,10 +66,12 @@ def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
 
     Raises:
         TrainingError, FoldError, LabelError: the cache lacks a feature, the corpus has no such fold or class, or
-            there is no such model.
+            there is no such model, or no such file of weights.
     """
     own = find_model(options.model) if options.own else None
-    roles = resolve_features(cache, options.features, any_feature=options.own)
+    weights = "" if options.own else getattr(options.settings, "alexnet_weights", "")
+    alexnet = find_weights(weights) if weights else None
+    roles = resolve_features(cache, options.features, options.model)
     table, classes = labelled_utterances(cache, options.classes, roles.values())
     source = None
     if options.folds is None:
@@ -74,7 +79,7 @@ def prepare(cache: Cache, options: TrainOptions, device: str = "auto") -> Job:
     else:
         folds, source = imported_folds(cache.plan.utterances, table, options.folds, options.seed)
     threads = options.threads or max(1, usable_cores() // len(folds))
-    return Job(cache, options, roles, table, classes, folds, resolve_device(device), threads, source, own)
+    return Job(cache, options, roles, table, classes, folds, resolve_device(device), threads, source, own, alexnet)
 
 
 def check_folds(job: Job, folds: list[Fold]) -> None:
@@ -105,8 +110,8 @@ def load_job_data(
     return load_data(job.cache, job.roles, table, job.classes, job.device, progress, allocate)
 
 
-def model_settings(job: Job) -> MFHCASettings | OwnSettings:
-    """The preset's model, with the number of classes and the encoder's size that the cache has.
+def model_settings(job: Job) -> ModelSettings | OwnSettings:
+    """The model's settings, with the number of classes and the inputs' sizes that the cache has.
 
     For a model of the reader's own: the shapes of the features and the number of classes.
     """
@@ -114,25 +119,40 @@ def model_settings(job: Job) -> MFHCASettings | OwnSettings:
         shapes = {name: job.cache.features[name].shape for name in job.roles.values()}
         return OwnSettings(shapes, len(job.classes.classes))
     found: dict[str, Any] = {"n_classes": len(job.classes.classes)}
-    if "encoder" in job.roles:
-        frames, width = job.cache.features[job.roles["encoder"]].shape
-        found |= {"encoder_frames": frames, "encoder_width": width}
-    return replace(job.options.settings, **found)
+    for role, name in job.roles.items():
+        shape = job.cache.features[name].shape
+        found |= {f"{role}_width": shape[-1], f"{role}_frames": shape[0]}
+    known = {field.name for field in fields(job.options.settings)}
+    return replace(job.options.settings, **{key: value for key, value in found.items() if key in known})
 
 
-def make_model(job: Job, settings: MFHCASettings | OwnSettings) -> nn.Module:
+def make_model(job: Job, settings: ModelSettings | OwnSettings) -> nn.Module:
     """The run's model as `model_settings` says, from torch's random state, on the run's device.
 
     Raises:
-        TrainingError: a model of the reader's own that cannot be made.
+        TrainingError: a model of the reader's own that cannot be made, or weights that do not fit.
     """
     if isinstance(settings, OwnSettings):
         return build_own(job.own or find_model(job.options.model), settings).to(job.device)
-    model = build_model(job.options.model, tuple(job.roles), settings).to(job.device)
+    model = build_model(job.options.model, tuple(job.roles), settings)
+    if job.alexnet is not None:
+        for module in model.modules():
+            if isinstance(module, AlexNet):
+                load_weights(module, job.alexnet)
+    model = model.to(job.device)
     return model.to(memory_format=torch.channels_last) if job.device == "cpu" else model  # type: ignore[call-overload]
 
 
 def caveats(job: Job, fold: Fold) -> list[str]:
     """What must be said beside every score of this fold."""
     random = [name for name in job.roles.values() if job.cache.features[name].random_weights]
-    return list(fold.caveats) + [f"{name} has random weights: its features mean nothing" for name in random]
+    lines = list(fold.caveats) + [f"{name} has random weights: its features mean nothing" for name in random]
+    if job.alexnet is None and has_alexnet(job):
+        lines.append("AlexNet from random weights; [13] starts from ImageNet's")
+    return lines
+
+
+def has_alexnet(job: Job) -> bool:
+    """Whether the run's model looks at the spectrogram through AlexNet."""
+    of_mfhca = getattr(job.options.settings, "spectrogram_network", None) == "alexnet"
+    return not job.options.own and "spectrogram" in job.roles and (of_mfhca or job.options.model == "co-attention")

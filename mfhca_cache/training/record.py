@@ -12,7 +12,7 @@ import torch
 
 from mfhca_cache.folds import Fold
 from mfhca_cache.models.own import OwnSettings
-from mfhca_cache.models.settings import MFHCASettings
+from mfhca_cache.models.settings import ModelSettings
 from mfhca_cache.spec import settings as plain
 from mfhca_cache.training.data import CorpusData
 from mfhca_cache.training.job import Job, caveats
@@ -26,7 +26,7 @@ REQUIRED_KEYS = (
 )  # fmt: skip
 
 
-def fold_record(job: Job, fold: Fold, model: MFHCASettings | OwnSettings, parameters: int) -> dict[str, Any]:
+def fold_record(job: Job, fold: Fold, model: ModelSettings | OwnSettings, parameters: int) -> dict[str, Any]:
     """What is known of a fold before it is trained, as JSON."""
     features = [job.cache.features[name] for name in job.roles.values()]
     return {
@@ -45,6 +45,7 @@ def fold_record(job: Job, fold: Fold, model: MFHCASettings | OwnSettings, parame
         "rejected": len(job.cache.rejected(job.roles.values())),
         "model": job.options.model,
         "model_source": {"file": str(job.own.file), "sha256": job.own.sha256} if job.own else None,
+        "alexnet": {"file": str(job.alexnet.file), "sha256": job.alexnet.sha256} if job.alexnet else None,
         "inputs": list(job.roles),
         "features": dict(job.roles),
         "random_weights": any(info.random_weights for info in features),

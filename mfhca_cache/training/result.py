@@ -20,9 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mfhca_cache.errors import CacheError, TrainingError
-from mfhca_cache.models import build_model
+from mfhca_cache.models import SETTINGS, build_model
 from mfhca_cache.models.own import SCALING_KEYS, rebuild_own
-from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.storage.publish import sync_folder
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.data import Scaling
@@ -185,7 +184,7 @@ def _rebuild(
         name, source = str(description["model"]), description.get("model_source")
         with torch.random.fork_rng(devices=[]):
             if source is None:
-                settings = MFHCASettings.from_dict(description["model_settings"])
+                settings = SETTINGS[name].from_dict(description["model_settings"])
                 model = build_model(name, tuple(description["inputs"]), settings)
             elif model_class is None:
                 short = name.rpartition(":")[2]

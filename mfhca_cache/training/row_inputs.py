@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.storage.cache import Cache
-from mfhca_cache.storage.command import new_feature_command
+from mfhca_cache.storage.command import adding_command, adding_encoder_command
 from mfhca_cache.storage.layout import FeatureInfo
 
 #: Role of a table's row → the family of encoders that it means, as configurations call it, and how the paper does.
 FAMILIES = {"hubert": ("hubert", "HuBERT"), "w2v2": ("wav2vec2", "wav2vec 2.0")}
 #: The encoders of the paper, for commands that add them.
 _CHECKPOINTS = {"hubert": "facebook/hubert-base-ls960", "w2v2": "facebook/wav2vec2-base"}
-_ACOUSTIC = {"spectrogram": ([], "spectrogram"), "mfcc": (["--features", "mfcc"], "mfcc-40")} | {
-    "log-mel": (["--features", "log-mel"], "log-mel-128")
-}
+#: Kind of an acoustic feature → the usual one's name.
+_ACOUSTIC = {"spectrogram": "spectrogram", "mfcc": "mfcc-40", "log-mel": "log-mel-128"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _is_sequence(info: FeatureInfo) -> bool:
 def _acoustic(cache: Cache, kind: str) -> str | None:
     """The feature of a kind: the usual one, or the only one."""
     found = [name for name, info in sorted(cache.features.items()) if info.kind == kind]
-    usual = _ACOUSTIC[kind][1]
+    usual = _ACOUSTIC[kind]
     if usual in found or not found:
         return usual if found else None
     if len(found) > 1:
@@ -156,16 +155,14 @@ def _check_named(cache: Cache, family: str, name: str | None) -> None:
 
 def _lack(cache: Cache, role: str) -> Lack:
     if role in _ACOUSTIC:
-        options, name = _ACOUSTIC[role]
-        command = new_feature_command(cache.path, cache.plan, ["--encoder", "none", *options])
-        return Lack(f"no feature {name}", command)
+        return Lack(f"no feature {_ACOUSTIC[role]}", adding_command(cache.path, cache.plan, role))
     family = role if role in FAMILIES else "w2v2" if role == "baseline" else "hubert"
-    words = ["--encoder", _CHECKPOINTS[family], "--features", "none"]
-    return Lack(f"no features of a {FAMILIES[family][1]} encoder", new_feature_command(cache.path, cache.plan, words))
+    command = adding_encoder_command(cache.path, cache.plan, _CHECKPOINTS[family])
+    return Lack(f"no features of a {FAMILIES[family][1]} encoder", command)
 
 
 def _layers_command(cache: Cache, feature: str) -> str:
     source = cache.features[feature].source
     revision = ["--revision", str(source["revision"])] if source.get("revision") else []
-    words = ["--encoder", str(source.get("name", "NAME")), *revision, "--layers", "all", "--features", "none"]
-    return new_feature_command(cache.path, cache.plan, words)
+    name = str(source.get("name", "NAME"))
+    return adding_encoder_command(cache.path, cache.plan, name, *revision, "--layers", "all")
