@@ -38,7 +38,7 @@ from .train import _jobs
     "rows",
     multiple=True,
     metavar="N|NAME",
-    help="Only this row, such as 2 or spec-mf; may be repeated.  [all]",
+    help="Train only this row, such as 2 or spec-mf; may be repeated.  [all]",
 )
 @click.option("--show", is_flag=True, help="Train nothing; show what is there.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="paper", show_default=True)
@@ -128,7 +128,7 @@ def ablate(
         with Screen(quiet, as_json) as screen:
             _announce(screen, ablation)
             if engine == "ray":
-                pairs = [pair for item in ablation.rows for pair in zip(item.jobs, item.runs, strict=True)]
+                pairs = [pair for item in ablation.chosen for pair in zip(item.jobs, item.runs, strict=True)]
                 check_begun(pairs)
                 items = [TrainItem(job.options, run, fold) for job, run in pairs]
                 train_on_ray(opened, items, address=address, device=device, progress=screen.progress)
@@ -168,15 +168,17 @@ def show_table(screen: Screen, table: AblationTable) -> None:
     if table.claim:
         screen.out.print(_claim(table))
         screen.out.print(f"Counted at the paper's sizes: {SIZES}.", style="dim")
+    for line in table.cautions():
+        screen.out.print(f"Caution: {line}", style="bold yellow", markup=False, soft_wrap=True)
     for line in table.remarks():
-        screen.out.print(f"Caution: {line}", style="yellow", markup=False, soft_wrap=True)
+        screen.say(f"Note: {line}")
     for row in table.rows:
         for lack in row.lacks:
             screen.say(f"Row {row.number} ({row.name}) is left out: {lack.what}. To add it:\n    {lack.command}")
         if row.problem:
             screen.say(f"Row {row.number} ({row.name}) is left out: {row.problem}")
     if commands := table.compare_commands():
-        screen.say(f"Whether a row differs from {table.full}, paired by utterance and fold, such as {commands[0][0]}:")
+        screen.say(f"Whether {commands[0][0]} differs from {table.full}, paired; the other rows likewise:")
         screen.say(f"    {commands[0][1]}")
 
 
@@ -188,11 +190,11 @@ def _grid(table: AblationTable) -> Grid:
         grid.add_column(name, justify="center" if mark else "left", no_wrap=at > 0)
     for name in ("WA", "UA"):
         grid.add_column(f"{name}\nmean ± std", justify="right", no_wrap=True)
-    grid.add_column("pooled\nWA / UA", justify="right", no_wrap=True)
+    grid.add_column("pooled\nWA/UA", justify="right", no_wrap=True)
     grid.add_column("para-\nmeters", justify="right", no_wrap=True)
     grid.add_column("s/fold", justify="right", no_wrap=True)
     if table.shows_published:
-        header = "paper\nWA / UA" if table.comparable else "published,\nIEMOCAP"
+        header = "paper\nWA/UA" if table.comparable else "published,\nIEMOCAP"
         grid.add_column(header, justify="right", no_wrap=True, style="" if table.comparable else "dim")
     last = False
     for row in table.rows:
@@ -214,11 +216,11 @@ def _cells(row: RowResult, published: bool) -> list[Text | str]:
             low, high = row.intervals[name]
             text.append(f"\n[{100 * low:.1f}, {100 * high:.1f}]", "dim")
         scores.append(text)
-    pooled = " / ".join(f"{100 * row.pooled[name]:.2f}" for name in SCORES[:2]) if row.pooled else ""
+    pooled = "/".join(f"{100 * row.pooled[name]:.2f}" for name in SCORES[:2]) if row.pooled else ""
     if not row.folds:
         scores = [Text(row.state, "dim"), ""]
     seconds = f"{row.seconds_a_fold:,.0f}" if row.seconds_a_fold else ""
-    figures = " / ".join(f"{value:.2f}" for value in row.published) if row.published else ""
+    figures = "/".join(f"{value:.2f}" for value in row.published) if row.published else ""
     cells: list[Text | str] = [str(row.number), label, *row.cells, *scores, pooled, _millions(row.parameters), seconds]
     return [*cells, figures] if published else cells
 
@@ -256,7 +258,7 @@ def _millions(count: int | None) -> str:
 def _announce(screen: Screen, ablation: Ablation) -> None:
     """What will be trained, and where."""
     screen.err.print(f"[bold]{ablation.folder}[/]: {ablation.table.title}")
-    for item in ablation.rows:
+    for item in ablation.chosen:
         words: Any = [item.row.label, *item.row.cells]
         if item.runs:
             what = ", ".join(str(run) for run in item.runs)
@@ -267,10 +269,10 @@ def _announce(screen: Screen, ablation: Ablation) -> None:
 
 def _refuse_nothing(ablation: Ablation) -> None:
     """An error where none of the rows asked for can be trained."""
-    if any(item.jobs for item in ablation.rows):
+    if any(item.jobs for item in ablation.chosen):
         return
     lines = []
-    for item in ablation.rows:
+    for item in ablation.chosen:
         lines += [f"row {item.number} ({item.row.name}): {lack.what}; run\n    {lack.command}" for lack in item.lacks]
         lines += [f"row {item.number} ({item.row.name}): {item.problem}"] if item.problem else []
         lines += [f"row {item.number} ({item.row.name}): not built yet"] if not item.row.built else []

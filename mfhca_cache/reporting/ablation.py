@@ -6,15 +6,21 @@ in Table I, under a header that says so.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
+from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import FOUR_CLASSES
+from mfhca_cache.models import count_parameters
 from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
 from mfhca_cache.reporting.parameters import compare_parameters
 from mfhca_cache.reporting.summary import PAPER_CAVEAT, summarise
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.ablation import Ablation, RowRuns, check_begun
+from mfhca_cache.training.job import make_model, model_settings
 from mfhca_cache.training.row_inputs import Lack
 
 #: Where a row stands.
@@ -83,7 +89,7 @@ class AblationTable:
         name, title: of the table.
         columns: headers of ``label`` and ``cells``.
         corpus, protocol, preset, seeds, classes: of all its runs; changes of the preset as a mapping.
-        rows: those asked for.
+        rows: all of the table's.
         comparable: whether the corpus and the classes are the paper's.
         full: name of the row that is the whole of MFHCA.
         claim: `mfhca_cache.reporting.parameters.compare_parameters`, in Table I.
@@ -118,27 +124,42 @@ class AblationTable:
         """Of training, all rows together."""
         return sum(row.seconds for row in self.rows)
 
-    def remarks(self) -> list[str]:
-        """What must be said beside the scores, each once, with the numbers of its rows."""
-        found: dict[str, list[str]] = {}
-        for row in self.rows:
-            partly = [f"{row.folds} of {row.of} folds are trained"] if row.state == PARTLY else []
-            for line in (*row.caveats, *partly, *(note for note in row.notes if note != row.state)):
-                found.setdefault(line, []).append(str(row.number))
-        scored = [str(row.number) for row in self.rows if row.folds]
-        lines = [
-            line
-            if len(scored) > 1 and numbers == scored
-            else f"row{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {line}"
-            for line, numbers in found.items()
-        ]
-        if self.shows_published:
-            lines.append(f"the paper: {PAPER_CAVEAT}")
-        if self.shows_published and not self.comparable:
-            lines.append(f"published figures are of IEMOCAP's four classes, and say nothing of scores on {self.corpus}")
-        elif not self.shows_published:
-            lines.append(f"the paper's figures are of IEMOCAP's four classes, and are not set beside {self.corpus}")
+    def cautions(self) -> list[str]:
+        """What makes scores worth less than they seem, each once, with the numbers of its rows."""
+        lines = self._by_row([(row, row.caveats) for row in self.rows], [row for row in self.rows if row.folds])
+        if self.shows_published and self.comparable:
+            lines.append(PAPER_CAVEAT)
+        elif self.shows_published:
+            lines.append(f"published figures are of IEMOCAP's four classes, and say nothing of scores on {self.where}")
         return lines
+
+    def remarks(self) -> list[str]:
+        """What else must be said beside the scores."""
+        told = []
+        for row in self.rows:
+            partly = (f"{row.folds} of {row.of} folds are trained",) if row.state == PARTLY else ()
+            told.append((row, (*(note for note in row.notes if note != row.state), *partly)))
+        lines = self._by_row(told, list(self.rows))
+        if not self.shows_published:
+            lines.append(f"the paper's figures are of IEMOCAP's four classes, and are not set beside {self.where}")
+        return lines
+
+    @property
+    def where(self) -> str:
+        """The corpus, and its classes where they are not the four."""
+        return self.corpus if self.classes in ((), FOUR_CLASSES) else f"{self.corpus} with {len(self.classes)} classes"
+
+    def _by_row(self, told: Sequence[tuple[RowResult, Sequence[str]]], every: Sequence[RowResult]) -> list[str]:
+        """Each line once; one that is not of every row after the numbers of its rows."""
+        found: dict[str, list[int]] = {}
+        for row, lines in told:
+            for line in lines:
+                found.setdefault(line, []).append(row.number)
+        whole = [row.number for row in every]
+        return [
+            line if len(whole) > 1 and of == whole else f"row{'s' * (len(of) > 1)} {', '.join(map(str, of))}: {line}"
+            for line, of in found.items()
+        ]
 
     def compare_commands(self) -> list[tuple[str, str]]:
         """(name of a row, the `mfhca compare` of it and the whole of MFHCA), for the rows that are trained."""
@@ -166,6 +187,7 @@ class AblationTable:
                 }
                 for row in self.rows
             ],
+            "cautions": self.cautions(),
             "remarks": self.remarks(),
             "training_seconds": self.seconds,
             "parameters_claim": list(self.claim),
@@ -176,10 +198,11 @@ class AblationTable:
 def tabulate(ablation: Ablation) -> AblationTable:
     """Read what the rows' runs hold.
 
+    A row whose folder holds a run of other settings has no scores, and says so.
+
     Raises:
-        TrainingError: a fold that cannot be read, or a run of other settings in a row's folder.
+        TrainingError: a fold that cannot be read.
     """
-    check_begun([pair for item in ablation.rows for pair in zip(item.jobs, item.runs, strict=True)])
     table, cache = ablation.table, ablation.cache
     classes = next((item.jobs[0].classes.classes for item in ablation.rows if item.jobs), ())
     comparable = cache.corpus == "iemocap" and tuple(classes) == FOUR_CLASSES
@@ -202,6 +225,10 @@ def tabulate(ablation: Ablation) -> AblationTable:
 
 
 def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
+    try:
+        check_begun(list(zip(item.jobs, item.runs, strict=True)))
+    except TrainingError as error:
+        item = replace(item, jobs=(), runs=(), problem=str(error))
     found = [summarise(run) for run in item.runs if any(run.glob("fold*/result.json"))]
     joined = join(found) if found else None
     of = sum(len(job.folds) for job in item.jobs)
@@ -222,7 +249,7 @@ def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
         folds=folds,
         of=of,
         **_scores(joined),
-        parameters=found[0].settings["parameters"] if found else None,
+        parameters=found[0].settings["parameters"] if found else _parameters(item),
         encoder_parameters=sum(known) if known and len(known) == len(counts) else None,
         published=item.row.published if shown else None,
         random_weights=any(info.random_weights for info in infos),
@@ -232,6 +259,14 @@ def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
         lacks=item.lacks,
         problem=item.problem,
     )
+
+
+def _parameters(item: RowRuns) -> int | None:
+    """Of a row's model before it is trained; None where there is none."""
+    if not item.jobs:
+        return None
+    with torch.device("meta"):
+        return count_parameters(make_model(replace(item.jobs[0], device="meta"), model_settings(item.jobs[0])))
 
 
 def _scores(joined: JoinedSummary | None) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def write_table(table: AblationTable, folder: Path) -> list[Path]:
 
 
 def to_frame(table: AblationTable) -> pd.DataFrame:
-    """A row each, numbers as they are (scores in 0…1, published in percent); the remarks in every row."""
-    remarks = "; ".join(table.remarks())
+    """A row each, numbers as they are (scores in 0…1, published in percent); the cautions in every row."""
+    cautions = "; ".join(table.cautions())
     rows = []
     for row in table.rows:
         wa, ua = row.published or (None, None)
@@ -66,7 +66,7 @@ def to_frame(table: AblationTable) -> pd.DataFrame:
                 "optimistic": row.optimistic,
                 "run": " ".join(row.runs),
                 "protocol": table.protocol,
-                "remarks": remarks,
+                "cautions": cautions,
             }
         )
     whole = ("parameters", "encoder_parameters")
@@ -78,7 +78,7 @@ def to_markdown(table: AblationTable) -> str:
     headers, rows = text_cells(table)
     align = ["---"] * len(table.columns) + ["---:"] * (len(headers) - len(table.columns))
     lines = [f"**{_caption(table)}**", "", _pipes(headers), _pipes(align), *map(_pipes, rows), ""]
-    lines += [f"- {line}" for line in table.remarks()]
+    lines += [f"- {line}" for line in (*table.cautions(), *table.remarks())]
     return "\n".join(lines) + "\n"
 
 
@@ -107,7 +107,7 @@ def to_latex(table: AblationTable) -> str:
             "",
             r"\smallskip",
             r"\begin{minipage}{\linewidth}\footnotesize",
-            *(escape(line[:1].upper() + line[1:]) + r".\par" for line in table.remarks()),
+            *(escape(line[:1].upper() + line[1:]) + r".\par" for line in (*table.cautions(), *table.remarks())),
             r"\end{minipage}",
             r"\end{table}",
             "",

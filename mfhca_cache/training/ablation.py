@@ -21,7 +21,7 @@ from mfhca_cache.training.crossval import begin_run, cross_validate, has_fold, r
 from mfhca_cache.training.data import require_extracted
 from mfhca_cache.training.job import Job, check_folds, prepare
 from mfhca_cache.training.options import PRESETS, Recipe, TrainOptions
-from mfhca_cache.training.row_inputs import Lack, row_inputs
+from mfhca_cache.training.row_inputs import Lack, check_named, row_inputs
 from mfhca_cache.training.seeds import seed_folder
 from mfhca_cache.training.tables import TABLES, Row, Table
 
@@ -60,7 +60,8 @@ class Ablation:
         table: of the paper.
         options: what all rows have in common; ``seed`` is the first.
         seeds: of the runs of each row.
-        rows: those that were asked for.
+        rows: all of the table's.
+        chosen: those of them that are to be trained.
         folder: of the table's files.
     """
 
@@ -69,6 +70,7 @@ class Ablation:
     options: TrainOptions
     seeds: tuple[int, ...]
     rows: tuple[RowRuns, ...]
+    chosen: tuple[RowRuns, ...]
     folder: Path
 
 
@@ -92,7 +94,7 @@ def plan_ablation(
             are the rows'.
         runs: the folder that holds runs.
         seeds: runs of each row, from the first seed on.
-        rows: numbers from 1, or names; none for all.
+        rows: numbers from 1, or names, of those to be trained; none for all.
         hubert, w2v2: features of these families, where the cache has several.
         device: auto, cpu or cuda.
 
@@ -108,17 +110,18 @@ def plan_ablation(
     if twice := sorted(found.varied & {name for name, _ in changes}):
         raise TrainingError(f"{', '.join(twice)}: the rows of {table} differ in this, so it cannot be set for all")
     options = replace(options, epochs=None, learning_rate=None, changes=changes)
+    check_named(cache, hubert, w2v2)
     chosen = {row.name for row in found.find(rows)}
     every = tuple(options.seed + number for number in range(seeds))
     here = tuple(
         _plan_row(cache, found, _of_preset(row, options), number, options, every, Path(runs), (hubert, w2v2), device)
         for number, row in enumerate(found.rows, start=1)
-        if row.name in chosen
     )
     suffix = f"-seed{options.seed}" if options.seed else ""
     suffix += f"-seeds{seeds}" if seeds > 1 else ""
     name = f"{cache.corpus}-{table}-{options.protocol}-{options.preset}{changes_name(changes)}{suffix}"
-    return Ablation(found, cache, options, every, here, Path(runs) / name)
+    wanted = tuple(item for item in here if item.row.name in chosen)
+    return Ablation(found, cache, options, every, here, wanted, Path(runs) / name)
 
 
 def train_ablation(
@@ -129,7 +132,7 @@ def train_ablation(
     progress: ProgressCallback = silent,
     done: Callable[[RowRuns], None] = lambda _: None,
 ) -> dict[str, str]:
-    """Train the folds of all rows that are not there yet, seed after seed, row after row.
+    """Train the folds of the chosen rows that are not there yet, seed after seed, row after row.
 
     A row that fails does not keep the others from being trained.
 
@@ -193,7 +196,7 @@ def named_changes(options: TrainOptions) -> tuple[tuple[str, Any], ...]:
 
 
 def _of_seed(ablation: Ablation, at: int) -> list[tuple[RowRuns, Job, Path]]:
-    return [(item, item.jobs[at], item.runs[at]) for item in ablation.rows if item.jobs]
+    return [(item, item.jobs[at], item.runs[at]) for item in ablation.chosen if item.jobs]
 
 
 def _of_preset(row: Row, options: TrainOptions) -> Row:
@@ -204,7 +207,7 @@ def _of_preset(row: Row, options: TrainOptions) -> Row:
         return row
     counts = tuple(count * first // _FIRST_CHANNELS for count in changes["channels"])
     label = "-".join(map(str, counts))
-    note = f"the paper's {row.label} with the preset's share of channels"
+    note = f"{first}/{_FIRST_CHANNELS} of the paper's channels, as in preset {options.preset}"
     return replace(row, label=label, changes=(("channels", counts),), note=note)
 
 
@@ -222,7 +225,10 @@ def _plan_row(
     notes: tuple[str, ...] = (row.note,) if row.note else ()
     if not row.built:
         return RowRuns(row, number, notes=notes)
-    inputs = row_inputs(cache, row.inputs, *encoders)
+    try:
+        inputs = row_inputs(cache, row.inputs, *encoders)
+    except TrainingError as error:
+        return RowRuns(row, number, problem=str(error), notes=notes)
     notes += inputs.notes
     if inputs.lacks:
         return RowRuns(row, number, lacks=inputs.lacks, notes=notes)

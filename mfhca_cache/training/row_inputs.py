@@ -44,16 +44,12 @@ def row_inputs(cache: Cache, roles: tuple[str, ...], hubert: str | None = None, 
     """The features that roles of `mfhca_cache.training.tables` mean in a cache.
 
     Args:
-        hubert, w2v2: features to take for these families, whatever encoder made them.
+        hubert, w2v2: features to take for these families, whatever encoder made them; see `check_named`.
 
     Raises:
-        TrainingError: several features of one family, so that one must be named; or one named that is not there.
+        TrainingError: several features of one family, so that one must be named.
     """
     named = {"hubert": hubert, "w2v2": w2v2}
-    for family, name in named.items():
-        _check_named(cache, family, name)
-    if hubert is not None and hubert == w2v2:
-        raise TrainingError(f"--hubert and --w2v2 both name {hubert}; expected the features of two encoders")
     features: list[str] = []
     lacks: list[Lack] = []
     notes: list[str] = []
@@ -72,6 +68,24 @@ def row_inputs(cache: Cache, roles: tuple[str, ...], hubert: str | None = None, 
             features.append(found)
         notes += [note] if note else []
     return RowInputs(tuple(features), tuple(lacks), tuple(notes))
+
+
+def check_named(cache: Cache, hubert: str | None, w2v2: str | None) -> None:
+    """Check the features that were named for the paper's two encoders.
+
+    Raises:
+        TrainingError: the cache has no such frames of an encoder, or both are one.
+    """
+    for option, name in (("--hubert", hubert), ("--w2v2", w2v2)):
+        info = cache.features.get(name or "")
+        if name is not None and (info is None or info.kind != "encoder" or not _is_sequence(info)):
+            have = [item for item in cache.encoders() if _is_sequence(cache.features[item])]
+            raise TrainingError(
+                f"{option} {name}: {cache.path} has no such frames of an encoder; expected one of: "
+                f"{', '.join(have) or 'none yet, `mfhca extract` adds one'}"
+            )
+    if hubert is not None and hubert == w2v2:
+        raise TrainingError(f"--hubert and --w2v2 both name {hubert}; expected the features of two encoders")
 
 
 def _encoder(cache: Cache, role: str, named: dict[str, str | None]) -> tuple[str | None, str]:
@@ -139,18 +153,6 @@ def _acoustic(cache: Cache, kind: str) -> str | None:
     if len(found) > 1:
         raise TrainingError(f"{cache.path} has several of kind {kind}: {', '.join(found)}; expected {usual}, or one")
     return found[0]
-
-
-def _check_named(cache: Cache, family: str, name: str | None) -> None:
-    if name is None:
-        return
-    info = cache.features.get(name)
-    if info is None or info.kind != "encoder" or not _is_sequence(info):
-        have = [item for item in cache.encoders() if _is_sequence(cache.features[item])]
-        raise TrainingError(
-            f"--{family} {name}: {cache.path} has no such frames of an encoder; expected one of: "
-            f"{', '.join(have) or 'none yet, `mfhca extract` adds one'}"
-        )
 
 
 def _lack(cache: Cache, role: str) -> Lack:

@@ -122,24 +122,23 @@ TABLES = {
         Table(
             "table1",
             "Table I: comparison of systems",
-            ("system", "modality"),
+            ("system", "mod."),
             (
                 Row("hnsd", "HNSD [18]", cells=("A",), published=(70.50, 72.50), note=_NOT_BUILT),
                 Row(
                     "co-attention", "Co-attention [13]", ("spectrogram", "mfcc", "baseline"), "co-attention",
                     cells=("A",), published=(71.64, 72.70),
-                    note="published with AlexNet started from ImageNet's weights and the encoder fine-tuned",
                 ),
                 Row("smw-cat", "SMW_CAT [8]", cells=("A",), published=(73.80, 74.25), note=_NOT_BUILT),
-                Row("e2e-asr", "E2e ASR [20]", cells=("A + T",), published=(71.70, 72.60), note=_NOT_BUILT),
+                Row("e2e-asr", "E2e ASR [20]", cells=("A+T",), published=(71.70, 72.60), note=_NOT_BUILT),
                 Row(
-                    "cross-representation", "Cross-representation [21]", cells=("A + T",), published=(73.00, 73.50),
+                    "cross-representation", "Cross-repr. [21]", cells=("A+T",), published=(73.00, 73.50),
                     note=_NOT_BUILT,
                 ),
                 Row("mfhca", "MFHCA", ("spectrogram", "encoder"), cells=("A",), published=(74.24, 74.57)),
                 Row(
                     "linear-probe", "Linear probe", ("layers",), "linear-probe", cells=("A",), apart=True,
-                    note="SUPERB's, with learned weights of the layers",
+                    note="SUPERB's: learned weights of the layers, their mean over time, a linear layer",
                 ),
                 Row(
                     "attentive-pooling", "Attentive pooling", ("encoder",), "attentive-pooling", cells=("A",),
