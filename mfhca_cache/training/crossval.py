@@ -170,6 +170,9 @@ def _identity(job: Job) -> dict[str, Any]:
     if job.own is not None:
         del options["settings"]  # MFHCA's
         more |= {"model_sha256": job.own.sha256, "inputs": list(job.roles)}  # It sees its inputs in the order given.
+    elif job.options.closed_form:
+        del options["recipe"]
+        more |= {"inputs": list(job.roles)}
     elif job.alexnet is not None:
         options["settings"]["alexnet_weights"] = job.alexnet.sha256  # Wherever the file lies.
     return {

@@ -124,7 +124,11 @@ def resolve_features(cache: Cache, features: str, model: str = "mfhca") -> dict[
 
 
 #: What a clip must be for the models that do not take all.
-_NEEDED = {"mfhca": "(frames, width)", "co-attention": "(frames, width)"}
+_NEEDED = {
+    "mfhca": "(frames, width)",
+    "co-attention": "(frames, width)",
+    "attentive-pooling": "frames: (frames, width) or (layers, frames, width)",
+}
 
 
 def _role(info: FeatureInfo, model: str) -> str:
@@ -137,7 +141,9 @@ def _role(info: FeatureInfo, model: str) -> str:
 
 def _can_take(info: FeatureInfo, model: str) -> bool:
     """Whether a model can be made for clips of this shape."""
-    return model not in _NEEDED or (info.frames is not None and len(info.shape) == 2)
+    return model not in _NEEDED or (
+        info.frames is not None and len(info.shape) <= (2 if "layers" not in _NEEDED[model] else 3)
+    )
 
 
 def _of_role(cache: Cache, role: str, model: str) -> str:

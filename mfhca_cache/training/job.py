@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from mfhca_cache.models.settings import ModelSettings
 from mfhca_cache.progress import ProgressCallback, silent
 from mfhca_cache.splits.imported import imported_folds, refuse_leaks
 from mfhca_cache.storage.cache import Cache
+from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training.data import (
     Allocate,
     CorpusData,
@@ -27,7 +29,7 @@ from mfhca_cache.training.data import (
     require_extracted,
     resolve_features,
 )
-from mfhca_cache.training.options import TrainOptions
+from mfhca_cache.training.options import FROM_THE_CACHE, FROM_THE_FIT, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,21 @@ def model_settings(job: Job) -> ModelSettings | OwnSettings:
         return OwnSettings(shapes, len(job.classes.classes))
     found: dict[str, Any] = {"n_classes": len(job.classes.classes)}
     for role, name in job.roles.items():
-        shape = job.cache.features[name].shape
-        found |= {f"{role}_width": shape[-1], f"{role}_frames": shape[0]}
-    known = {field.name for field in fields(job.options.settings)}
+        info = job.cache.features[name]
+        layered = len(info.shape) == (2 if info.frames is None else 3)
+        found |= {f"{role}_width": info.shape[-1], f"{role}_frames": info.frames}
+        found |= {f"{role}_layers": info.shape[0] if layered else 1}
+    found["statistics"] = sum(_statistics(job.cache.features[name]) for name in job.roles.values())
+    # A setting of this name is no size elsewhere.
+    decided = FROM_THE_CACHE | (FROM_THE_FIT if job.options.closed_form else set())
+    known = decided & {field.name for field in fields(job.options.settings)}
     return replace(job.options.settings, **{key: value for key, value in found.items() if key in known})
+
+
+def _statistics(info: FeatureInfo) -> int:
+    """How many numbers an utterance's means and deviations are; the means alone where frames were pooled."""
+    size = math.prod(info.shape)
+    return size if info.frames is None else 2 * size // info.frames
 
 
 def make_model(job: Job, settings: ModelSettings | OwnSettings) -> nn.Module:

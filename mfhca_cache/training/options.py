@@ -9,13 +9,16 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import IMPORTED, PROTOCOLS
-from mfhca_cache.models import INPUTS, MODELS, SETTINGS
+from mfhca_cache.models import CLOSED_FORM, INPUTS, MODELS, SETTINGS
 from mfhca_cache.models.settings import MFHCASettings, ModelSettings
 
 #: What a preset is where none was named: for MFHCA, and for every other model.
 DEFAULT_PRESET, OTHER_PRESET = "paper", "frozen"
-#: Settings of a model that follow from the cache and the class map.
-FROM_THE_CACHE = frozenset({"n_classes", "encoder_width", "encoder_frames", "mfcc_width", "mfcc_frames"})
+#: Settings of a model that follow from the cache and the class map, and from the fit.
+FROM_THE_CACHE = frozenset(
+    {"n_classes", "encoder_layers", "encoder_width", "encoder_frames", "mfcc_width", "mfcc_frames"}
+)
+FROM_THE_FIT = frozenset({"statistics", "support_vectors"})
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ class TrainOptions:
         model: one of `mfhca_cache.models.MODELS`, or ``module:Class``, an nn.Module of the reader's own
             (`mfhca_cache.models.own`).
         features: ``spectrogram+encoder``, ``spectrogram`` or ``encoder``; an encoder may be named by its feature. A
-            model of the reader's own takes any features of the cache, joined by ``+``. By default all that the model
-            can be given (`mfhca_cache.models.INPUTS`).
+            model of the reader's own, and one in closed form, takes any features of the cache, joined by ``+``. By
+            default all that the model can be given (`mfhca_cache.models.INPUTS`).
         preset: one of `PRESETS`; by default ``paper`` for MFHCA, and ``frozen`` for every other model.
         protocol: one of `mfhca_cache.folds.PROTOCOLS`.
         classes: a class map: ``four-class``, ``all`` or a JSON file.
@@ -133,7 +136,7 @@ class TrainOptions:
                 "your own"
             )
         if not self.features:
-            inputs = ("spectrogram", "encoder") if self.own else INPUTS.get(self.model, ("encoder",))
+            inputs = ("spectrogram", "encoder") if self.own else INPUTS[self.model] or ("encoder",)
             object.__setattr__(self, "features", "+".join(inputs))
         if not self.preset:
             object.__setattr__(self, "preset", DEFAULT_PRESET if self.model == "mfhca" else OTHER_PRESET)
@@ -149,6 +152,11 @@ class TrainOptions:
             raise TrainingError(f"precision {self.precision!r} is not known; expected one of {', '.join(PRECISIONS)}")
         if self.threads is not None and self.threads < 1:
             raise TrainingError(f"threads: got {self.threads}; expected 1 or more, or None")
+        if self.closed_form and (self.epochs, self.learning_rate, self.precision) != (None, None, "fp32"):
+            raise TrainingError(
+                f"{self.model} is fitted in closed form, in float64: it has no epochs, learning rate or other "
+                "precision; leave those options out. What can be changed is its settings, such as grid=0.1,1,10"
+            )
         preset = PRESETS[self.preset]
         given = {name: getattr(self, name) for name in ("epochs", "learning_rate") if getattr(self, name) is not None}
         recipe, model = split_changes(self.changes, self.model)
@@ -163,6 +171,11 @@ class TrainOptions:
         """Whether the model is the reader's own."""
         return ":" in self.model
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether the model is fitted without epochs (`mfhca_cache.training.closed_form`); its recipe is not used."""
+        return self.model in CLOSED_FORM
+
 
 def split_changes(changes: Sequence[tuple[str, Any]], model: str = "mfhca") -> tuple[dict[str, Any], dict[str, Any]]:
     """(name, value) pairs → those of the recipe, those of the model's settings.
@@ -173,16 +186,16 @@ def split_changes(changes: Sequence[tuple[str, Any]], model: str = "mfhca") -> t
     Raises:
         TrainingError: an unknown name, one that the cache decides, or one given twice.
     """
-    recipe = {field.name for field in fields(Recipe)}
-    of_it = {field.name for field in fields(SETTINGS[model])} - FROM_THE_CACHE if model in SETTINGS else set()
+    recipe = set() if model in CLOSED_FORM else {field.name for field in fields(Recipe)}
+    decided = FROM_THE_CACHE | (FROM_THE_FIT if model in CLOSED_FORM else set())
+    of_it = {field.name for field in fields(SETTINGS[model])} - decided if model in SETTINGS else set()
     names = [name for name, _ in changes]
     if unknown := [name for name in names if name not in recipe | of_it]:
-        decided = " (the cache and the class map decide it)" if unknown[0] in FROM_THE_CACHE else ""
-        of_model = f"; of the model: {', '.join(sorted(of_it))}" if of_it else ""
-        raise TrainingError(
-            f"setting {unknown[0]!r} cannot be changed{decided}; those of the training that can: "
-            f"{', '.join(sorted(recipe))}{of_model}"
-        )
+        why = " (the cache and the class map decide it)" if unknown[0] in decided else ""
+        of_training = f"of the training that can: {', '.join(sorted(recipe))}" if recipe else ""
+        of_model = f"of the model{'' if recipe else ' that can'}: {', '.join(sorted(of_it))}" if of_it else ""
+        can = "; ".join(part for part in (of_training, of_model) if part)
+        raise TrainingError(f"setting {unknown[0]!r} cannot be changed{why}; those {can}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise TrainingError(f"{twice[0]}: changed twice; give it once")
     values = dict(changes)

@@ -53,7 +53,7 @@ def fold_record(job: Job, fold: Fold, model: ModelSettings | OwnSettings, parame
         "class_map": job.classes.name,
         "seed": job.options.seed,
         "preset": job.options.preset,
-        "recipe": plain(job.options.recipe),
+        "recipe": {} if job.options.closed_form else plain(job.options.recipe),
         "model_settings": plain(model),
         "parameters": parameters,
         "cache": {"plan": job.cache.plan.identity(), **{info.name: info.fingerprint for info in features}},
@@ -64,14 +64,22 @@ def fold_record(job: Job, fold: Fold, model: ModelSettings | OwnSettings, parame
     }
 
 
-def test_scores(data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarray, classes: int) -> dict[str, Any]:
+def test_scores(
+    data: CorpusData,
+    clips: np.ndarray,
+    log_probabilities: np.ndarray,
+    classes: int,
+    of_utterances: np.ndarray | None = None,
+) -> dict[str, Any]:
     """WA, UA and confusion matrix at both levels.
 
     Args:
         clips: (N,) rows of the data.
         log_probabilities: (N, classes).
+        of_utterances: (U, classes) in the order of the data's utterances, where they are not the clips' mean.
     """
     utterances, _, mean = by_utterance(log_probabilities, data.owner[clips])
+    mean = mean if of_utterances is None else of_utterances
     levels = {
         "utterance": (data.utterance_labels[utterances], mean.argmax(1)),
         "clip": (data.labels.cpu().numpy()[clips], log_probabilities.argmax(1)),
@@ -83,14 +91,21 @@ def test_scores(data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarr
 
 
 def predictions(
-    job: Job, fold: Fold, data: CorpusData, clips: np.ndarray, log_probabilities: np.ndarray
+    job: Job,
+    fold: Fold,
+    data: CorpusData,
+    clips: np.ndarray,
+    log_probabilities: np.ndarray,
+    of_utterances: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """A row a test utterance: utterance_id, speaker, clips, label, prediction, and ``p_<class>``.
 
-    The probabilities are the normalised geometric mean over the utterance's clips.
+    The probabilities are the normalised geometric mean over the utterance's clips, or those of the utterance itself
+    where they are given; arguments as of `test_scores`.
     """
     names = np.array(job.classes.classes)
     utterances, counts, mean = by_utterance(log_probabilities, data.owner[clips])
+    mean = mean if of_utterances is None else of_utterances
     probabilities = np.exp(mean - np.logaddexp.reduce(mean, axis=1, keepdims=True))
     ids = data.utterance_ids[utterances]
     table = pd.DataFrame(

@@ -26,6 +26,7 @@ from mfhca_cache.models.own import OwnModel
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.captured import capture_step
+from mfhca_cache.training.closed_form import fit_fold
 from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling
 from mfhca_cache.training.interleave import Steps, side_by_side
 from mfhca_cache.training.job import Job, check_folds, load_job_data, make_model, model_settings, prepare
@@ -110,6 +111,8 @@ def fold_steps(
 
     Between two of its steps others may use the device, torch's generators apart (`interleave.RandomState`).
     """
+    if job.options.closed_form:
+        return (yield from fit_fold(job, fold, data, progress))
     started = time.monotonic()
     model = make_model(job, settings := model_settings(job))
     train, validation, test = (data.clips_of(ids) for ids in (fold.train, fold.validation, fold.test))
