@@ -219,7 +219,9 @@ def _cells(row: RowResult, published: bool) -> list[Text | str]:
     pooled = "/".join(f"{100 * row.pooled[name]:.2f}" for name in SCORES[:2]) if row.pooled else ""
     if not row.folds:
         scores = [Text(row.state, "dim"), ""]
-    seconds = f"{row.seconds_a_fold:,.0f}" if row.seconds_a_fold else ""
+    seconds = ""
+    if row.seconds_a_fold is not None:
+        seconds = f"{row.seconds_a_fold:,.{0 if row.seconds_a_fold >= 10 else 1}f}"
     figures = "/".join(f"{value:.2f}" for value in row.published) if row.published else ""
     cells: list[Text | str] = [str(row.number), label, *row.cells, *scores, pooled, _millions(row.parameters), seconds]
     return [*cells, figures] if published else cells

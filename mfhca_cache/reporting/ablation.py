@@ -19,6 +19,7 @@ from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
 from mfhca_cache.reporting.parameters import compare_parameters
 from mfhca_cache.reporting.summary import PAPER_CAVEAT, summarise
 from mfhca_cache.storage.cache import Cache
+from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training.ablation import Ablation, RowRuns, check_begun
 from mfhca_cache.training.job import make_model, model_settings
 from mfhca_cache.training.row_inputs import Lack
@@ -44,7 +45,7 @@ class RowResult:
         mean, std: over folds and seeds; std absent for a single fold.
         pooled: all test utterances as one set; the mean over seeds.
         intervals, pooled_intervals: name → (low, high), 95 %, of ``mean`` and ``pooled``, where they can be had.
-        parameters: trained numbers of the model; of the frozen encoder, where its feature.json says.
+        parameters: trained numbers of the model, without the frozen encoder.
         seconds_a_fold, seconds: of training, the mean and the sum over folds and seeds.
         published: WA and UA of the paper in percent, where they may stand beside ours.
         random_weights: a feature is of an encoder that was never trained.
@@ -69,7 +70,6 @@ class RowResult:
     intervals: dict[str, tuple[float, float]]
     pooled_intervals: dict[str, tuple[float, float]]
     parameters: int | None
-    encoder_parameters: int | None
     seconds_a_fold: float | None
     seconds: float
     published: tuple[float, float] | None
@@ -92,6 +92,7 @@ class AblationTable:
         rows: all of the table's.
         comparable: whether the corpus and the classes are the paper's.
         full: name of the row that is the whole of MFHCA.
+        encoders: feature of a frozen encoder → its number of parameters; None where its feature.json does not say.
         claim: `mfhca_cache.reporting.parameters.compare_parameters`, in Table I.
     """
 
@@ -107,6 +108,7 @@ class AblationTable:
     rows: tuple[RowResult, ...]
     comparable: bool
     full: str
+    encoders: dict[str, int | None]
     claim: tuple[dict[str, Any], ...]
 
     @property
@@ -140,6 +142,11 @@ class AblationTable:
             partly = (f"{row.folds} of {row.of} folds are trained",) if row.state == PARTLY else ()
             told.append((row, (*(note for note in row.notes if note != row.state), *partly)))
         lines = self._by_row(told, list(self.rows))
+        if self.encoders:
+            counts = [
+                f"{name} {count:,}" if count else f"{name} (not recorded)" for name, count in self.encoders.items()
+            ]
+            lines.append(f"parameters are those trained here; of the frozen encoders beside them: {', '.join(counts)}")
         if not self.shows_published:
             lines.append(f"the paper's figures are of IEMOCAP's four classes, and are not set beside {self.where}")
         return lines
@@ -189,6 +196,7 @@ class AblationTable:
             ],
             "cautions": self.cautions(),
             "remarks": self.remarks(),
+            "encoder_parameters": self.encoders,
             "training_seconds": self.seconds,
             "parameters_claim": list(self.claim),
             "compare": dict(self.compare_commands()),
@@ -207,6 +215,8 @@ def tabulate(ablation: Ablation) -> AblationTable:
     classes = next((item.jobs[0].classes.classes for item in ablation.rows if item.jobs), ())
     comparable = cache.corpus == "iemocap" and tuple(classes) == FOUR_CLASSES
     shown = comparable or table.name == "table1"
+    rows = tuple(_row(cache, item, shown) for item in ablation.rows)
+    used = dict.fromkeys(name for row in rows for name in row.features.values())
     return AblationTable(
         name=table.name,
         title=table.title,
@@ -217,9 +227,10 @@ def tabulate(ablation: Ablation) -> AblationTable:
         changes=dict(ablation.options.changes),
         seeds=ablation.seeds,
         classes=tuple(classes),
-        rows=tuple(_row(cache, item, shown) for item in ablation.rows),
+        rows=rows,
         comparable=comparable,
         full=table.full,
+        encoders={name: _recorded(cache.features[name]) for name in used if cache.features[name].kind == "encoder"},
         claim=_claim() if table.name == "table1" else (),
     )
 
@@ -234,8 +245,6 @@ def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
     of = sum(len(job.folds) for job in item.jobs)
     features = item.jobs[0].roles if item.jobs else {}
     infos = [cache.features[name] for name in features.values()]
-    counts = [info.source.get("parameters") for info in infos if info.kind == "encoder"]
-    known = [count for count in counts if type(count) is int]
     folds = joined.folds if joined else 0
     return RowResult(
         number=item.number,
@@ -250,7 +259,6 @@ def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
         of=of,
         **_scores(joined),
         parameters=found[0].settings["parameters"] if found else _parameters(item),
-        encoder_parameters=sum(known) if known and len(known) == len(counts) else None,
         published=item.row.published if shown else None,
         random_weights=any(info.random_weights for info in infos),
         optimistic=any(summary.optimistic for summary in found),
@@ -261,9 +269,14 @@ def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
     )
 
 
+def _recorded(info: FeatureInfo) -> int | None:
+    count = info.source.get("parameters")
+    return count if type(count) is int else None
+
+
 def _parameters(item: RowRuns) -> int | None:
-    """Of a row's model before it is trained; None where there is none."""
-    if not item.jobs:
+    """Of a row's model before it is trained; None where there is none, or where the fit decides."""
+    if not item.jobs or item.jobs[0].options.closed_form:
         return None
     with torch.device("meta"):
         return count_parameters(make_model(replace(item.jobs[0], device="meta"), model_settings(item.jobs[0])))

@@ -57,7 +57,6 @@ def to_frame(table: AblationTable) -> pd.DataFrame:
                 **scores,
                 **ends,
                 "parameters": row.parameters,
-                "encoder_parameters": row.encoder_parameters,
                 "seconds_a_fold": row.seconds_a_fold,
                 "seconds": row.seconds,
                 "published_iemocap_wa": wa,
@@ -69,8 +68,7 @@ def to_frame(table: AblationTable) -> pd.DataFrame:
                 "cautions": cautions,
             }
         )
-    whole = ("parameters", "encoder_parameters")
-    return pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
+    return pd.DataFrame(rows).astype({"parameters": "Int64"})
 
 
 def to_markdown(table: AblationTable) -> str:

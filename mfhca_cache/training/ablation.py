@@ -13,14 +13,14 @@ from typing import Any
 
 from mfhca_cache.errors import MfhcaError, TrainingError
 from mfhca_cache.folds import choose_folds
-from mfhca_cache.models import SETTINGS
+from mfhca_cache.models import CLOSED_FORM, SETTINGS
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.changes import changes_name
 from mfhca_cache.training.crossval import begin_run, cross_validate, has_fold, run_name
 from mfhca_cache.training.data import require_extracted
 from mfhca_cache.training.job import Job, check_folds, prepare
-from mfhca_cache.training.options import PRESETS, Recipe, TrainOptions
+from mfhca_cache.training.options import OTHER_PRESET, PRESETS, Recipe, TrainOptions
 from mfhca_cache.training.row_inputs import Lack, check_named, row_inputs
 from mfhca_cache.training.seeds import seed_folder
 from mfhca_cache.training.tables import TABLES, Row, Table
@@ -232,13 +232,8 @@ def _plan_row(
     notes += inputs.notes
     if inputs.lacks:
         return RowRuns(row, number, lacks=inputs.lacks, notes=notes)
-    usual = PRESETS[options.preset].model
-    changes = tuple((name, value) for name, value in row.changes if getattr(usual, name) != value)
-    # A change of MFHCA's settings is none of a rival that does not have them.
-    known = {field.name for kind in (Recipe, SETTINGS.get(row.model)) if kind for field in fields(kind)}
-    common = tuple((name, value) for name, value in options.changes if name in known)
     try:
-        mine = replace(options, model=row.model, features="+".join(inputs.features), changes=(*common, *changes))
+        mine = _options(row, options, inputs.features)
         jobs = tuple(prepare(cache, replace(mine, seed=seed), device) for seed in seeds)
         for name in inputs.features:
             ids = {item for fold in jobs[0].folds for item in (*fold.train, *fold.validation, *fold.test)}
@@ -247,6 +242,18 @@ def _plan_row(
         return RowRuns(row, number, problem=str(error), notes=notes)
     plain = runs / run_name(cache, mine, jobs[0].roles)
     return RowRuns(row, number, jobs, tuple(seed_folder(plain, seed) for seed in seeds), notes=notes)
+
+
+def _options(row: Row, options: TrainOptions, features: Sequence[str]) -> TrainOptions:
+    """What a row is trained by: its own changes, and of those for all rows the ones that its model can have."""
+    usual = PRESETS[options.preset].model
+    own = tuple((name, value) for name, value in row.changes if getattr(usual, name) != value)
+    closed = row.model in CLOSED_FORM
+    known = {field.name for kind in (SETTINGS[row.model], *[Recipe] * (not closed)) for field in fields(kind)}
+    common = tuple((name, value) for name, value in options.changes if name in known)
+    if closed:  # It has no epochs, so that one run serves every preset.
+        options = replace(options, preset=OTHER_PRESET, precision="fp32", changes=())
+    return replace(options, model=row.model, features="+".join(features), changes=(*common, *own))
 
 
 def _of_row(

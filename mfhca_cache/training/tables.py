@@ -18,6 +18,7 @@ from mfhca_cache.errors import TrainingError
 _NO_MF = (("spectrogram_network", "alexnet"),)
 _NO_HCA = (("fusion", "co-attention"),)
 _NOT_BUILT = "not built yet"
+_FITTED = "mean and standard deviation over the frames of an utterance; no epochs, so one run serves all presets"
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,16 @@ class Table:
         if not words:
             return self.rows
         found = set()
-        for word in words:
-            meant = [
-                number
-                for number, row in enumerate(self.rows, start=1)
-                if word.strip().lower() in (str(number), row.name.lower(), row.label.lower())
-            ]
+        numbered = list(enumerate(self.rows, start=1))
+        for word in (text.strip().lower() for text in words):
+            meant = [number for number, row in numbered if word in (str(number), row.name.lower())]
+            meant = meant or [number for number, row in numbered if word == row.label.lower()]
             if len(meant) != 1:
-                known = ", ".join(f"{number} ({row.name})" for number, row in enumerate(self.rows, start=1))
+                known = ", ".join(f"{number} ({row.name})" for number, row in numbered)
                 what = "is not known" if not meant else "means several rows"
                 raise TrainingError(f"{self.name}: row {word!r} {what}; expected one of {known}")
             found.add(meant[0])
-        return tuple(row for number, row in enumerate(self.rows, start=1) if number in found)
+        return tuple(row for number, row in numbered if number in found)
 
 
 def _ablated(name: str, label: str, inputs: str, mf: bool, hca: bool, wa: float, ua: float) -> Row:
@@ -144,9 +143,11 @@ TABLES = {
                     "attentive-pooling", "Attentive pooling", ("encoder",), "attentive-pooling", cells=("A",),
                     apart=True,
                 ),
-                Row("svm", "SVM on statistics", ("encoder",), "svm", cells=("A",), apart=True),
-                Row("ridge", "Ridge on statistics", ("encoder",), "ridge", cells=("A",), apart=True),
-                Row("ridge-log-mel", "Ridge on log-mel", ("log-mel",), "ridge", cells=("A",), apart=True),
+                Row("svm", "SVM, statistics", ("encoder",), "svm", cells=("A",), apart=True, note=_FITTED),
+                Row("ridge", "Ridge, statistics", ("encoder",), "ridge", cells=("A",), apart=True, note=_FITTED),
+                Row(
+                    "ridge-log-mel", "Ridge, log-mel", ("log-mel",), "ridge", cells=("A",), apart=True, note=_FITTED
+                ),
             ),
             "mfhca",
         ),
