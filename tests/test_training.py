@@ -299,6 +299,23 @@ def test_the_papers_figures_stand_only_beside_the_papers_corpus() -> None:
     assert (paper_figures("iemocap", {"spectrogram": "spectrogram"}, FOUR_CLASSES) or ())[:2] == (62.21, 62.37)
 
 
+def test_every_row_of_table_ii_has_its_figures() -> None:
+    both = {"spectrogram": "spectrogram", "encoder": "wav2vec2-base-960h"}
+    rows = {
+        ("alexnet", "co-attention"): 71.30, ("mf", "co-attention"): 72.32, ("alexnet", "hca"): 72.09, ("mf", "hca"): 73.44,
+    }  # fmt: skip
+    for (network, fusion), ua in rows.items():
+        settings = {"spectrogram_network": network, "fusion": fusion}
+        assert (paper_figures("iemocap", both, FOUR_CLASSES, settings=settings) or ())[1] == ua
+    alone = {"spectrogram": "spectrogram"}
+    settings = {"spectrogram_network": "alexnet", "fusion": "hca"}
+    assert (paper_figures("iemocap", alone, FOUR_CLASSES, settings=settings) or ())[:2] == (62.13, 62.25)
+    assert (paper_figures("iemocap", both | {"mfcc": "mfcc-40"}, FOUR_CLASSES, "co-attention") or ())[1] == 72.70
+    hubert = both | {"mfcc": "mfcc-40", "encoder": "hubert-base-ls960"}
+    assert paper_figures("iemocap", hubert, FOUR_CLASSES, "co-attention") is None
+    assert paper_figures("iemocap", {"encoder": "hubert-base-ls960"}, FOUR_CLASSES, "linear-probe") is None
+
+
 def test_the_papers_figures_stand_not_beside_other_classes() -> None:
     both = {"spectrogram": "spectrogram", "encoder": "hubert-base-ls960"}
     assert paper_figures("iemocap", both, ["high", "low"]) is None

@@ -159,7 +159,7 @@ def _of_role(cache: Cache, role: str, model: str) -> str:
         return have[0]
     one = "one encoder's features" if role == "encoder" else f"the feature {role}"
     if have:
-        named = "+".join(have[0] if part == role else part for part in INPUTS.get(model, (role,)))
+        named = "+".join(have[0] if part == role else part for part in INPUTS.get(model) or (role,))
         found = f"several: {', '.join(have)}. Name one, such as {named}"
     else:
         adds = "mfhca extract" if role == "encoder" else adding_command(cache.path, cache.plan, role)
