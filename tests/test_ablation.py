@@ -30,7 +30,6 @@ from mfhca_cache.reporting.parameters import (
     base_encoder_parameters,
     compare_parameters,
 )
-from mfhca_cache.reporting.summary import PAPER
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.training import ablation as ablation_module
 from mfhca_cache.training.ablation import Ablation, plan_ablation, train_ablation
@@ -38,7 +37,7 @@ from mfhca_cache.training.crossval import cross_validate, run_name
 from mfhca_cache.training.job import prepare
 from mfhca_cache.training.options import TrainOptions
 from mfhca_cache.training.row_inputs import row_inputs
-from mfhca_cache.training.tables import TABLES
+from mfhca_cache.training.tables import TABLES, find_published
 
 from .features import add_feature
 from .test_cli import run
@@ -97,13 +96,24 @@ def test_table_two_is_every_combination_of_the_paper() -> None:
         assert changes.get("fusion") == ("co-attention" if both and hca == "✗" else None), label
 
 
-def test_the_tables_agree_with_the_figures_that_a_report_shows() -> None:
-    published = {(row.label, *row.cells): row.published for row in TABLES["table2"].rows}
-    for (inputs, family), figures in PAPER.items():
-        label = {"spectrogram": "Spec", "encoder": "Hubert"}.get(inputs)
-        label = label or ("Spec + Hubert" if family == "hubert-base" else "Spec + W2V2")
-        cells = {"Spec": ("✓", "✗"), "Hubert": ("✗", "✗")}.get(label, ("✓", "✓"))
-        assert published[(label, *cells)] == figures[:2]
+def test_a_run_finds_its_own_figure_and_none_for_settings_that_the_paper_does_not_have() -> None:
+    both = {"spectrogram": "spectrogram", "encoder": "hubert-base-ls960"}
+    for name, feature in (("hubert", "hubert-base-ls960"), ("w2v2", "wav2vec2-base")):
+        for row in TABLES["table2"].rows:
+            if row.inputs[-1] in (name, "spectrogram"):
+                roles = ["spectrogram"] * ("spectrogram" in row.inputs) + ["encoder"] * (name in row.inputs)
+                features = {role: feature if role == "encoder" else role for role in roles}
+                assert (find_published("mfhca", features, dict(row.changes)) or ())[:2] == row.published
+    for name in ("table3", "table4"):
+        for row in TABLES[name].rows:
+            found = find_published("mfhca", both, {k: list(v) if k == "channels" else v for k, v in row.changes})
+            assert found is not None and found[:2] == row.published
+    assert find_published("mfhca", both, {"rate": 8}) == (72.22, 73.34, "Table IV: r 1/8")
+    assert find_published("mfhca", both, {"channels": [16, 32]}) == (73.76, 74.02, "Table III: channels 16-32")
+    assert (find_published("mfhca", both, {}) or ())[2] == "Table II: Spec + Hubert with MF and HCA"
+    assert find_published("mfhca", both, {"rate": 8, "fusion": "co-attention"}) is None
+    assert find_published("mfhca", both, {"channels": [8, 16, 24]}) is None
+    assert find_published("mfhca", {"encoder": "hubert-base-ls960"}, {"rate": 8}) == (69.99, 70.57, "Table II: Hubert")
 
 
 def test_rows_are_found_by_number_name_and_label() -> None:

@@ -8,11 +8,13 @@ all layers of ``encoder`` where they are cached, else the last; ``mfcc``; ``log-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mfhca_cache.errors import TrainingError
+from mfhca_cache.models.settings import MFHCASettings
+from mfhca_cache.spec import settings as settings_of
 
 #: A fusion or network that the row does without is replaced by the baseline's.
 _NO_MF = (("spectrogram_network", "alexnet"),)
@@ -197,3 +199,48 @@ TABLES = {
         ),
     )
 }  # fmt: skip
+
+
+#: Role of a row → the start of the names of encoders that the paper has, as features are called.
+_ENCODERS = {"hubert": "hubert-base", "w2v2": "wav2vec2-base", "encoder": "hubert-base", "baseline": "wav2vec2-base"}
+
+
+def find_published(
+    model: str, features: Mapping[str, str], settings: Mapping[str, Any]
+) -> tuple[float, float, str] | None:
+    """WA and UA in percent, and the row of the tables, that the paper has for a model on features; None for none.
+
+    Args:
+        features: role (spectrogram, mfcc, encoder) → the feature's name.
+        settings: of the model, as plain values; what is absent is the paper's.
+    """
+    of_mfhca = settings_of(MFHCASettings()) | {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    for table in (TABLES[name] for name in ("table2", "table1", "table3", "table4")):
+        for row in table.rows:
+            roles = ["encoder" if role in _ENCODERS else role for role in row.inputs]
+            encoders = [_ENCODERS[role] for role in row.inputs if role in _ENCODERS]
+            if row.published is None or row.model != model or sorted(roles) != sorted(features):
+                continue
+            if encoders and not features["encoder"].startswith(encoders[0]):
+                continue
+            wanted = settings_of(MFHCASettings()) | dict(row.changes)
+            if model != "mfhca" or all(of_mfhca[name] == wanted[name] for name in _deciding(roles, wanted)):
+                return (*row.published, f"{table.title.partition(':')[0]}: {_row_text(table, row)}")
+    return None
+
+
+def _deciding(roles: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """Settings that the tables vary and that a model of these inputs looks at."""
+    names = ["fusion"] * (len(roles) > 1)
+    if "spectrogram" in roles:
+        names += ["spectrogram_network"]
+        names += ["channels", "rate"] * (settings["spectrogram_network"] == "mf")
+    return names
+
+
+def _row_text(table: Table, row: Row) -> str:
+    """``Spec + Hubert with MF and HCA``, ``channels 16-32``, ``r 1/8``."""
+    if table.name == "table2":
+        there = [name for name, cell in zip(table.columns[1:], row.cells, strict=True) if cell == "✓"]
+        return row.label + (f" with {' and '.join(there)}" if there else "")
+    return row.label if table.name == "table1" else f"{table.columns[0]} {row.label}"
