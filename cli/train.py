@@ -43,7 +43,8 @@ from .show import Screen, only_one, quiet_and_json
     default="",
     metavar="NAMES",
     help="Of mfhca spectrogram+encoder, spectrogram, or encoder; name the encoder's feature where the cache has "
-    "several. A model of your own takes any features of the cache, joined by +.  [all that the model can be given]",
+    "several. svm, ridge and a model of your own take any features of the cache, joined by +.  [all that the model "
+    "can be given]",
 )
 @click.option(
     "--preset",
@@ -147,6 +148,7 @@ def train(
         mfhca train --folds EmoBox/data/iemocap
         mfhca train --set spectrogram_network=alexnet --set fusion=co-attention   # Table II without MF and HCA
         mfhca train --model co-attention --features spectrogram+mfcc+wav2vec2-base
+        mfhca train --model ridge --features log-mel-128
         mfhca train --model my_module:MyModel --features encoder
     """
     check_engine(engine, address, jobs=jobs != "auto")
