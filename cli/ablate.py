@@ -14,7 +14,7 @@ from mfhca_cache.distributed.train import TrainItem, train_on_ray
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import PROTOCOLS
 from mfhca_cache.reporting.ablation import AblationTable, RowResult, tabulate
-from mfhca_cache.reporting.ablation_files import mean_std, write_table
+from mfhca_cache.reporting.ablation_files import limits, mean_std, write_table
 from mfhca_cache.reporting.joined import SCORES
 from mfhca_cache.reporting.parameters import CLAIMED, SIZES
 from mfhca_cache.reporting.summary import summarise, write_report
@@ -213,8 +213,7 @@ def _cells(row: RowResult, published: bool) -> list[Text | str]:
     for name in SCORES[:2]:
         text = Text(mean_std(row, name))
         if name in row.intervals:
-            low, high = row.intervals[name]
-            text.append(f"\n[{100 * low:.1f}, {100 * high:.1f}]", "dim")
+            text.append(f"\n{limits(row, name)}", "dim")
         scores.append(text)
     pooled = "/".join(f"{100 * row.pooled[name]:.2f}" for name in SCORES[:2]) if row.pooled else ""
     if not row.folds:

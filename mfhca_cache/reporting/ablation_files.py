@@ -74,16 +74,16 @@ def to_frame(table: AblationTable) -> pd.DataFrame:
 def to_markdown(table: AblationTable) -> str:
     """A Markdown table and its remarks as a list."""
     headers, rows = text_cells(table)
-    align = ["---"] * len(table.columns) + ["---:"] * (len(headers) - len(table.columns))
+    align = ["---:", *["---"] * len(table.columns), *["---:"] * (len(headers) - len(table.columns) - 1)]
     lines = [f"**{_caption(table)}**", "", _pipes(headers), _pipes(align), *map(_pipes, rows), ""]
     lines += [f"- {line}" for line in (*table.cautions(), *table.remarks())]
     return "\n".join(lines) + "\n"
 
 
 def to_latex(table: AblationTable) -> str:
-    """A table for LaTeX with the packages booktabs and amssymb; the remarks below it in small print."""
+    """A table for LaTeX with the packages booktabs, amssymb and graphicx; the remarks below it in small print."""
     headers, rows = text_cells(table)
-    own = len(table.columns)
+    own = 1 + len(table.columns)
     body = []
     for before, row, cells in zip((None, *table.rows), table.rows, rows, strict=False):
         if row.apart and before is not None and not before.apart:
@@ -91,17 +91,18 @@ def to_latex(table: AblationTable) -> str:
         body.append(" & ".join(map(escape, cells)) + r" \\")
     return "\n".join(
         [
-            r"% \usepackage{booktabs,amssymb}",
+            r"% \usepackage{booktabs,amssymb,graphicx}",
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape(_caption(table))}}}",
-            rf"\begin{{tabular}}{{{'l' * own}{'r' * (len(headers) - own)}}}",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{r{'l' * (own - 1)}{'r' * (len(headers) - own)}}}",
             r"\toprule",
             " & ".join(map(escape, headers)) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             "",
             r"\smallskip",
             r"\begin{minipage}{\linewidth}\footnotesize",
@@ -114,8 +115,8 @@ def to_latex(table: AblationTable) -> str:
 
 
 def text_cells(table: AblationTable) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows as text: the table's own columns, scores in percent, parameters, seconds, published figures."""
-    headers = [*table.columns, "WA", "UA", "pooled WA", "pooled UA", "parameters", "s/fold"]
+    """Headers and rows as text: number, the table's own columns, scores, parameters, seconds, published figures."""
+    headers = ["row", *table.columns, "WA", "UA", "pooled WA", "pooled UA", "parameters", "s/fold"]
     headers += [f"{table.published_header} {name}" for name in ("WA", "UA")] * table.shows_published
     return headers, [_row_cells(row, table.shows_published) for row in table.rows]
 
@@ -128,6 +129,12 @@ def mean_std(row: RowResult, name: str) -> str:
     return f"{100 * row.mean[name]:.2f}{spread}"
 
 
+def limits(row: RowResult, name: str) -> str:
+    """``[69.8, 72.5]``, the 95 % interval in percent; empty where there is none."""
+    low, high = row.intervals.get(name, (None, None))
+    return f"[{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
+
+
 def escape(text: str) -> str:
     """Text as LaTeX shows it."""
     return "".join(_LATEX.get(character, character) for character in text)
@@ -135,13 +142,13 @@ def escape(text: str) -> str:
 
 def _row_cells(row: RowResult, published: bool) -> list[str]:
     label = row.label + (" (random weights)" if row.random_weights and row.folds else "")
-    scores = [mean_std(row, name) for name in SCORES[:2]]
+    scores = [" ".join(filter(None, (mean_std(row, name), limits(row, name)))) for name in SCORES[:2]]
     scores += [f"{100 * row.pooled[name]:.2f}" if row.pooled else "" for name in SCORES[:2]]
     if not row.folds:
         scores[0] = NOT_BUILT if row.state == NOT_BUILT else row.state
     more = [f"{row.parameters:,}" if row.parameters else "", f"{row.seconds_a_fold:.1f}" if row.seconds_a_fold else ""]
     figures = [f"{value:.2f}" for value in row.published] if row.published else ["", ""]
-    return [label, *row.cells, *scores, *more, *figures * published]
+    return [str(row.number), label, *row.cells, *scores, *more, *figures * published]
 
 
 def _caption(table: AblationTable) -> str:
@@ -150,7 +157,8 @@ def _caption(table: AblationTable) -> str:
     optimistic = " (optimistic)" if any(row.optimistic for row in table.rows) else ""
     over = "folds" if len(table.seeds) == 1 else "folds and seeds"
     run = f"protocol {table.protocol}{optimistic}, preset {table.preset}{changes}, {seeds}"
-    return f"{table.title}, on {table.corpus}, {run}; mean ± standard deviation over {over}, in percent"
+    brackets = " [95 % interval]" if any(row.intervals for row in table.rows) else ""
+    return f"{table.title}, on {table.corpus}, {run}; mean ± standard deviation over {over}{brackets}, in percent"
 
 
 def _pipes(cells: Sequence[str]) -> str:
