@@ -433,6 +433,22 @@ def test_latex_shows_every_character_and_numbers_stay_numbers(small_cache: Cache
     assert frame.loc[0, "state"] == NOT_TRAINED and frame.loc[0, "folds"] == 0
 
 
+def test_the_page_has_the_figures_that_the_tables_have() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reproduce.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    for table in TABLES.values():
+        for row in (row for row in table.rows if row.published):
+            figures = [f"{value:.2f}" for value in row.published or ()]
+            if table.name == "table2":
+                assert [row.label, *row.cells, *figures] in rows
+            else:
+                label = row.label.replace("repr.", "representation")
+                assert any(label in cells and " ".join(figures) in " ".join(cells) for cells in rows), row.name
+    for item in compare_parameters():
+        shown = [item.counted, f"{item.baseline / 1e6:.1f} M", f"{item.fewer:.1f} %", f"{item.fewer_released:.1f} %"]
+        assert any([cells[0], cells[1], cells[3], cells[-1]] == shown for cells in rows if len(cells) == 6)
+
+
 # The command
 
 

@@ -172,7 +172,10 @@ class AblationTable:
         """(name of a row, the `mfhca compare` of it and the whole of MFHCA), for the rows that are trained."""
         runs = {row.name: row.runs[0] for row in self.rows if row.state == TRAINED}
         whole = runs.pop(self.full, None)
-        return [(name, f"mfhca compare {run} {whole}") for name, run in runs.items()] if whole else []
+        seeds = (
+            f" --seeds {len(self.seeds)}" if self.seeds == tuple(range(len(self.seeds))) and len(self.seeds) > 1 else ""
+        )
+        return [(name, f"mfhca compare {run} {whole}{seeds}") for name, run in runs.items()] if whole else []
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
