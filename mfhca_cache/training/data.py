@@ -109,7 +109,7 @@ def resolve_features(cache: Cache, features: str, model: str = "mfhca") -> dict[
             raise TrainingError(f"--features {features} names {twice}; expected at most one of each")
         if not _can_take(info, model):
             raise TrainingError(
-                f"{cache.path}: a clip of {name} has shape {info.shape}, and {model} needs {_NEEDED[model]}; choose "
+                f"{cache.path}: a clip of {name} has shape {info.shape}, and {model} needs {_NEEDED[model][1]}; choose "
                 "another feature, or train a model of your own on this one: --model my_module:MyModel"
             )
         roles[role] = name
@@ -123,11 +123,11 @@ def resolve_features(cache: Cache, features: str, model: str = "mfhca") -> dict[
     return {role: roles[role] for role in wanted if role in roles} if wanted else roles
 
 
-#: What a clip must be for the models that do not take all.
+#: Of models that need frames: how many axes a clip may have at most, and that in words.
 _NEEDED = {
-    "mfhca": "(frames, width)",
-    "co-attention": "(frames, width)",
-    "attentive-pooling": "frames: (frames, width) or (layers, frames, width)",
+    "mfhca": (2, "(frames, width)"),
+    "co-attention": (2, "(frames, width)"),
+    "attentive-pooling": (3, "frames: (frames, width) or (layers, frames, width)"),
 }
 
 
@@ -141,9 +141,7 @@ def _role(info: FeatureInfo, model: str) -> str:
 
 def _can_take(info: FeatureInfo, model: str) -> bool:
     """Whether a model can be made for clips of this shape."""
-    return model not in _NEEDED or (
-        info.frames is not None and len(info.shape) <= (2 if "layers" not in _NEEDED[model] else 3)
-    )
+    return model not in _NEEDED or (info.frames is not None and len(info.shape) <= _NEEDED[model][0])
 
 
 def _of_role(cache: Cache, role: str, model: str) -> str:
