@@ -152,7 +152,7 @@ def ablate(
 def show_table(screen: Screen, table: AblationTable) -> None:
     """The table in the paper's layout, what lacks, and what must be said beside it."""
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
-    changes = "".join(f" · {name} {value}" for name, value in table.changes.items())
+    changes = "".join(f" · {text}" for text in table.changed)
     marked = " (optimistic)" if any(row.optimistic for row in table.rows) else ""
     screen.say(
         f"{table.title} · {table.corpus} · {table.protocol}{marked} · preset {table.preset}{changes} · {seeds}", "bold"

@@ -122,6 +122,12 @@ class AblationTable:
         return "paper" if self.comparable else "published, IEMOCAP"
 
     @property
+    def changed(self) -> list[str]:
+        """The changes of the preset, in words: ``channels 16-32``."""
+        texts = {k: "-".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in self.changes.items()}
+        return [f"{name} {text}" for name, text in texts.items()]
+
+    @property
     def seconds(self) -> float:
         """Of training, all rows together."""
         return sum(row.seconds for row in self.rows)

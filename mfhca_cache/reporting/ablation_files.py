@@ -152,7 +152,7 @@ def _row_cells(row: RowResult, published: bool) -> list[str]:
 
 def _caption(table: AblationTable) -> str:
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
-    changes = "".join(f", {name} {value}" for name, value in table.changes.items())
+    changes = "".join(f", {text}" for text in table.changed)
     optimistic = " (optimistic)" if any(row.optimistic for row in table.rows) else ""
     over = "folds" if len(table.seeds) == 1 else "folds and seeds"
     run = f"protocol {table.protocol}{optimistic}, preset {table.preset}{changes}, {seeds}"
