@@ -18,6 +18,7 @@ COMMANDS = {
     "extract": "Extract what a corpus's cache does not hold yet.",
     "cache": "List, verify, repair, merge and export caches.",
     "train": "Train folds from a cache, and show the run's scores.",
+    "ablate": "Train the rows of one of the paper's tables on a cache, and show the table.",
     "gap": "Train one model under every protocol, and show the size of the optimism.",
     "report": "Show the scores of the run in folder RUN.",
     "compare": "Compare two runs on the same test utterances, and say what can be concluded.",

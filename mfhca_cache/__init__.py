@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mfhca_cache.manifest import Manifest as Manifest
     from mfhca_cache.manifest import read_manifest as read_manifest
     from mfhca_cache.manifest import write_manifest as write_manifest
+    from mfhca_cache.reporting.ablation import tabulate as tabulate
     from mfhca_cache.reporting.compare import compare_runs as compare_runs
     from mfhca_cache.reporting.summary import summarise as summarise
     from mfhca_cache.spec import ClipSpec as ClipSpec
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from mfhca_cache.storage.cache import open_cache as open_cache
     from mfhca_cache.storage.dataset import CacheDataset as CacheDataset
     from mfhca_cache.storage.dataset import frame_mask as frame_mask
+    from mfhca_cache.training.ablation import plan_ablation as plan_ablation
+    from mfhca_cache.training.ablation import train_ablation as train_ablation
     from mfhca_cache.training.crossval import cross_validate as cross_validate
     from mfhca_cache.training.data import labelled_utterances as labelled_utterances
     from mfhca_cache.training.options import TrainOptions as TrainOptions
@@ -59,6 +62,7 @@ _HOMES = {
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
+    "tabulate": "reporting.ablation",
     "compare_runs": "reporting.compare",
     "summarise": "reporting.summary",
     "ClipSpec": "spec",
@@ -74,6 +78,8 @@ _HOMES = {
     "open_cache": "storage.cache",
     "CacheDataset": "storage.dataset",
     "frame_mask": "storage.dataset",
+    "plan_ablation": "training.ablation",
+    "train_ablation": "training.ablation",
     "cross_validate": "training.crossval",
     "labelled_utterances": "training.data",
     "TrainOptions": "training.options",

@@ -40,7 +40,7 @@ class Checkpoint:
     Attributes:
         model: of transformers, in eval mode.
         preprocessor: its feature extractor, or its tokenizer.
-        source: name, revision asked for, commit that the hub resolved, class.
+        source: name, revision asked for, commit that the hub resolved, class, number of parameters.
         random_weights: the weights were never trained.
     """
 
@@ -60,7 +60,8 @@ def load_checkpoint(spec: EncoderSpec, device: str, kind: Literal["speech", "tex
     if spec.name == RANDOM_TINY and kind == "speech":
         model, feature_extractor = _random_tiny()
         note = "small random weights, seed 0; its features mean nothing"
-        return Checkpoint(_frozen(model, device), feature_extractor, {"name": RANDOM_TINY, "note": note}, True)
+        source = {"name": RANDOM_TINY, "note": note, "parameters": _parameters(model)}
+        return Checkpoint(_frozen(model, device), feature_extractor, source, True)
     folder = local_folder(spec.name)
     if folder and spec.revision:
         raise EncoderError(f"{folder} is a local folder, which has no revisions; leave --revision out")
@@ -79,6 +80,7 @@ def load_checkpoint(spec: EncoderSpec, device: str, kind: Literal["speech", "tex
         "revision": spec.revision,
         "commit": getattr(model.config, "_commit_hash", None),
         "class": type(model).__name__,
+        "parameters": _parameters(model),
     }
     # A checkpoint made for timing says so in its config.json, and its features stay marked for ever.
     random_weights = bool(getattr(model.config, "random_weights", False))
@@ -99,6 +101,10 @@ def weights_sha256(state: dict[str, torch.Tensor]) -> str:
         array = np.ascontiguousarray(tensor.detach().cpu().numpy())
         parts.append(hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).digest())
     return hashlib.sha256(b"".join(sorted(parts))).hexdigest()
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _frozen(model: Any, device: str) -> Any:

@@ -21,27 +21,11 @@ from mfhca_cache.reporting.speakers import count_clips, count_speakers, speaker_
 from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.result import read_predictions, read_record
+from mfhca_cache.training.tables import find_published
 
 LEVELS = ("utterance", "clip")
 SETTINGS = ("corpus", "model", "features", "protocol", "preset", "seed", "parameters")
 
-#: The paper's Table II on IEMOCAP in percent: inputs, what looks at the spectrogram, how two inputs are fused, and the
-#: encoder's family → (WA, UA, its row).
-PAPER = {
-    ("spectrogram", "alexnet", None, None): (62.13, 62.25, "Table II: Spec"),
-    ("spectrogram", "mf", None, None): (62.21, 62.37, "Table II: Spec with MF"),
-    ("encoder", None, None, "hubert-base"): (69.99, 70.57, "Table II: Hubert"),
-    ("spectrogram+encoder", "alexnet", "co-attention", "wav2vec2-base"): (70.05, 71.30, "Table II: Spec + W2V2"),
-    ("spectrogram+encoder", "mf", "co-attention", "wav2vec2-base"): (71.73, 72.32, "Table II: Spec + W2V2 with MF"),
-    ("spectrogram+encoder", "alexnet", "hca", "wav2vec2-base"): (70.72, 72.09, "Table II: Spec + W2V2 with HCA"),
-    ("spectrogram+encoder", "mf", "hca", "wav2vec2-base"): (72.00, 73.44, "Table II: Spec + W2V2 with MF and HCA"),
-    ("spectrogram+encoder", "alexnet", "co-attention", "hubert-base"): (72.13, 72.51, "Table II: Spec + Hubert"),
-    ("spectrogram+encoder", "mf", "co-attention", "hubert-base"): (73.72, 74.53, "Table II: Spec + Hubert with MF"),
-    ("spectrogram+encoder", "alexnet", "hca", "hubert-base"): (73.19, 73.72, "Table II: Spec + Hubert with HCA"),
-    ("spectrogram+encoder", "mf", "hca", "hubert-base"): (74.24, 74.57, "Table II: Spec + Hubert with MF and HCA"),
-}
-#: Its Table I's baseline, on spectrogram, MFCC and wav2vec 2.0.
-PAPER_CO_ATTENTION = (71.64, 72.70, "Table I: Co-attention")
 PAPER_CAVEAT = (
     "The paper freezes the encoder and does not say how the epoch was chosen; "
     "the released code fine-tunes the encoder and chooses the epoch on the test speaker."
@@ -204,17 +188,7 @@ def paper_figures(
     """The paper's WA and UA for these inputs, only where the model, the corpus and the classes are the paper's."""
     if corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
         return None
-    encoder, chosen = features.get("encoder", ""), settings or {}
-    if model == "co-attention":
-        return PAPER_CO_ATTENTION if encoder.startswith("wav2vec2-base") else None
-    if model != "mfhca":
-        return None
-    network = chosen.get("spectrogram_network", "mf") if "spectrogram" in features else None
-    fusion = chosen.get("fusion", "hca") if len(features) > 1 else None
-    for (*row, family), figures in PAPER.items():
-        if row == ["+".join(features), network, fusion] and encoder.startswith(family or ""):
-            return figures
-    return None
+    return find_published(model, features, settings or {})
 
 
 def _folders(run: Path) -> list[Path]:

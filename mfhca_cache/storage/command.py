@@ -26,6 +26,12 @@ def adding_command(folder: Path, plan: Plan, features: str) -> str:
     return shlex.join(words + _choices(plan, "float16", None))
 
 
+def adding_encoder_command(folder: Path, plan: Plan, encoder: str, *more: str) -> str:
+    """The `mfhca extract` that adds a speech encoder's features, with more of its options, to a cache without them."""
+    words = [*_begin(folder, plan), "--encoder", encoder, *more, "--features", "none"]
+    return shlex.join(words + _choices(plan, "float16", None))
+
+
 def _begin(folder: Path, plan: Plan) -> list[str]:
     words = ["mfhca", "extract", "--cache", str(folder)]
     tables = sorted(Path("manifests").glob("*.csv"))

@@ -206,7 +206,7 @@ class FeatureInfo:
         dtype: float16 or float32.
         clips_per_shard: at most so many (utterances, for a feature of utterances).
         engine: what computes it, see `ENGINE`: fixed when the feature is begun, but for a batch that memory lowers.
-        source: where an encoder came from: name, revision, commit.
+        source: where an encoder came from: name, revision, commit, class, number of parameters.
         random_weights: the encoder was never trained; its features mean nothing.
         per: what a row of its shards is: a ``clip``, or an ``utterance`` of any length.
     """
