@@ -26,7 +26,7 @@ from mfhca_cache.training.tables import TABLES
 
 from .engine import check_engine, engine_options
 from .show import Screen, chosen_cache, counted, duration, quiet_and_json
-from .train import _jobs
+from .train import parse_jobs
 
 
 @click.command()
@@ -104,7 +104,7 @@ def ablate(
         mfhca ablate table2 --row spec-mf --row 11         # two rows; the others later
         mfhca ablate table1 --show                         # what is there, trained or not
     """
-    number_of_jobs = _jobs(jobs)
+    number_of_jobs = parse_jobs(jobs)
     check_engine(engine, address, jobs=jobs != "auto")
     opened = open_cache(chosen_cache(cache))
     options = TrainOptions(
