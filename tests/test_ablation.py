@@ -294,7 +294,7 @@ def test_what_train_or_another_table_has_trained_is_not_trained_again(
 ) -> None:
     plain = tmp_path / "runs" / run_name(small_cache, CHEAP, prepare(small_cache, CHEAP, "cpu").roles)
     results = cross_validate(small_cache, CHEAP, run=plain, device="cpu")
-    monkeypatch.setattr("mfhca_cache.training.crossval._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("mfhca_cache.training.crossval.train_and_store", lambda *_: pytest.fail("trained again"))
     for table in (TABLES[name] for name in ("table1", "table2", "table4")):
         ablation = planned(small_cache, table.name, tmp_path, rows=[table.full])
         train_ablation(ablation, jobs=1)
