@@ -11,11 +11,18 @@ from mfhca_cache.storage.layout import FeatureInfo, Plan
 
 def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | None) -> str:
     """The `mfhca extract` that goes on with a feature, by the settings that it was begun with."""
-    words = ["mfhca", "extract", "--cache", str(folder)]
+    where = ["--cache", str(folder)]
     tables = sorted(Path("manifests").glob("*.csv"))
     if len(tables) != 1:
         named = Path("manifests") / f"{plan.corpus}.csv"
-        words += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
+        where += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
+    words = extract_words(folder, plan, info)
+    return shlex.join([*words[:2], *where, *words[2:], *(["--split", split] if split is not None else [])])
+
+
+def extract_words(folder: Path, plan: Plan, info: FeatureInfo) -> list[str]:
+    """The words of an `mfhca extract` that makes a feature anew, in the usual place and from the usual manifest."""
+    words = ["mfhca", "extract"]
     beside = (folder / "spectrogram" / "feature.json").exists()
     words += _feature_options(info, beside)
     if info.kind == "spectrogram" or (info.kind == "encoder" and beside):
@@ -25,11 +32,10 @@ def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | No
         ("--rows", plan.rows, "four-class"),
         ("--pad", plan.clip.pad, "audio"),
         ("--dtype", info.dtype, "float16"),
-        ("--split", split, None),
     ):
         if value != default:
             words += [option, str(value)]
-    return shlex.join(words)
+    return words
 
 
 def _feature_options(info: FeatureInfo, spectrogram: bool) -> list[str]:

@@ -1,0 +1,138 @@
+"""Figures of what a cache is needed for: features as points, and attention above its spectrogram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+from mfhca_cache.reporting.figures import Drawing, Key, Panel, heading
+from mfhca_cache.reporting.inside import Attention
+from mfhca_cache.reporting.spaces import Space, Spaces
+from mfhca_cache.reporting.style import COLOURS, SMALL, class_colour, class_marker
+
+#: A dense cloud of points is a picture in the SVG and the PDF, not so many marks.
+_RASTER = 3000
+#: Shades of a spectrogram, and how many columns it has at most: a page has many pictures.
+_SHADES, _COLUMNS = 20, 300
+#: Of a spectrogram's range: the quietest tenth is all one shade.
+_QUIET = 10.0
+
+
+def space_figure(spaces: Spaces, classes: Sequence[str]) -> Drawing:
+    """The chosen fold: its test utterances, and its training utterances faint behind them."""
+    panels = tuple(_space_panel(space, classes, space.what, 5.0) for space in spaces.chosen)
+    keys = _class_keys(classes)
+    if any(not space.test.all() for space in spaces.chosen):
+        keys = (*keys, Key("trained on", "muted", "o", open=True))
+    return Drawing("tsne", panels, (3.5, 3.3), columns=2, keys=keys)
+
+
+def spaces_figure(spaces: Spaces, classes: Sequence[str]) -> Drawing:
+    """Every fold's test utterances, a space a panel."""
+    panels = tuple(
+        _space_panel(space, classes, space.fold.removeprefix("fold ").capitalize(), 3.0, space.what)
+        for space in spaces.folds
+    )
+    each = len(spaces.folds) // max(1, len({space.fold for space in spaces.folds}))
+    return Drawing("tsne-folds", panels, (1.75, 1.8), columns=4 if each < 3 else 2 * each, keys=_class_keys(classes))
+
+
+def attention_figure(rows: Sequence[dict[str, Any]], seen: Sequence[Attention], bin_hz: float) -> Drawing:
+    """A panel an utterance: HCA's weights over time, above the spectrogram.
+
+    Args:
+        rows: of `telling_utterances`, one an attention.
+        bin_hz: width of a bin of the spectrogram.
+    """
+    panels = tuple(_attention_panel(row, found, bin_hz) for row, found in zip(rows, seen, strict=True))
+    return Drawing("attention", panels, (3.4, 2.3), columns=2)
+
+
+def _class_keys(classes: Sequence[str]) -> tuple[Key, ...]:
+    return tuple(Key(name, class_colour(number), class_marker(number)) for number, name in enumerate(classes))
+
+
+def _space_panel(space: Space, classes: Sequence[str], title: str, size: float, note: str = "") -> Panel:
+    def draw(part: Any) -> None:
+        heading(part, title, note)
+        axes = part.subplots()
+        for number in range(len(classes)):
+            colour, marker = COLOURS[class_colour(number)], class_marker(number)
+            behind = space.points[(space.classes == number) & ~space.test]
+            axes.plot(
+                *behind.T, marker, mec=colour, mfc="none", ms=size - 2, mew=0.6, alpha=0.45,
+                rasterized=int((~space.test).sum()) > _RASTER,
+            )  # fmt: skip
+        for number in range(len(classes)):
+            colour, marker = COLOURS[class_colour(number)], class_marker(number)
+            front = space.points[(space.classes == number) & space.test]
+            axes.plot(*front.T, marker, color=colour, mec=COLOURS["paper"], mew=0.4, ms=size)
+        axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+        axes.grid(visible=False)
+        axes.spines[:].set(visible=True, color=COLOURS["line"])
+
+    test = int(space.test.sum())
+    trained = f" and {len(space.test) - test:,} of training" if test < len(space.test) else ""
+    return Panel(draw, f"t-SNE of {space.fold}, {space.what}: {test:,} test utterances{trained}, by true class.")
+
+
+def _attention_panel(row: dict[str, Any], found: Attention, bin_hz: float) -> Panel:
+    right = row["label"] == row["prediction"]
+    sure = f"{100 * row['sure']:.0f} %"
+    title = f"{row['label']}, recognised" if right else f"{row['label']}, taken for {row['prediction']}"
+
+    def draw(part: Any) -> None:
+        heading(part, title, sure)
+        above, below = part.subplots(2, 1, sharex=True, height_ratios=[1, 1.5])
+        clips, frames = found.weights.shape
+        end = clips * found.seconds
+        times = (np.arange(clips * frames) + 0.5) * found.seconds / frames
+        weights = found.weights.ravel()
+        above.fill_between(times, weights, step="mid", color=COLOURS["accent"], alpha=0.25, linewidth=0)
+        above.step(times, weights, where="mid", color=COLOURS["accent"], linewidth=0.9)
+        above.set(ylim=(0, max(float(weights.max()) * 1.1, 1e-9)), ylabel="w")
+        above.grid(visible=False)
+        if not weights.any():
+            text = "0 everywhere: the ReLU is shut"
+            above.text(0.5, 0.5, text, transform=above.transAxes, ha="center", va="center", fontsize=SMALL)
+        picture = _picture(found)
+        below.imshow(
+            picture, extent=(0, end, 0, found.spectrogram.shape[2] * bin_hz / 1000), aspect="auto", origin="lower",
+            interpolation="none",
+        )  # fmt: skip
+        below.set(xlim=(0, end), xlabel="seconds", ylabel="kHz")
+        below.grid(visible=False)
+        signal = float(found.valid.sum()) / found.spectrogram.shape[1] * found.seconds
+        if signal < end:
+            for axes in (above, below):
+                axes.axvline(signal, color=COLOURS["ink"], linewidth=0.7, linestyle=":")
+            above.text(
+                signal, 0.98, " padding", transform=above.get_xaxis_transform(), va="top", fontsize=SMALL - 0.5,
+                color=COLOURS["muted"],
+            )  # fmt: skip
+        for border in np.arange(1, clips) * found.seconds:
+            for axes in (above, below):
+                axes.axvline(border, color=COLOURS["muted"], linewidth=0.6)
+
+    peak = found.weights.argmax() % found.weights.size
+    at = (peak + 0.5) * found.seconds / found.weights.shape[1]
+    return Panel(
+        draw,
+        f"{found.utterance_id} of speaker {row['speaker']}, fold {row['fold']}: true class {row['label']}, predicted "
+        f"{row['prediction']} with probability {sure}. Attention is largest {at:.1f} s from the beginning.",
+    )
+
+
+def _picture(found: Attention) -> np.ndarray:
+    """The spectrogram as few shades of few cells, uint8 (bins, frames, 4): what an eye sees in a small panel."""
+    joined = found.spectrogram.reshape(-1, found.spectrogram.shape[2])
+    across = max(2, -(-len(joined) // _COLUMNS))
+    frames, bins = len(joined) // across, joined.shape[1] // 2
+    cells = joined[: frames * across, : bins * 2].reshape(frames, across, bins, 2).mean((1, 3)).T
+    heard = joined[(np.arange(found.spectrogram.shape[1]) < found.valid[:, None]).ravel()]
+    low, high = np.percentile(heard, _QUIET), float(heard.max())
+    shades = np.clip((cells - low) / max(high - low, 1e-6), 0, 1)
+    return np.asarray(mpl.colormaps["cividis"].resampled(_SHADES)(shades, bytes=True))
