@@ -18,7 +18,7 @@ COMMANDS = {
     "extract": "Extract what a corpus's cache does not hold yet.",
     "cache": "List, verify, repair, merge and export caches.",
     "train": "Train folds from a cache, and show the run's scores.",
-    "report": "Show the scores of the run in folder RUN.",
+    "report": "Show the scores of the run in folder RUN, and write its page.",
     "folds": "Show how FOLDS cut the corpus in MANIFEST, or write them for other toolkits.",
     "leak-check": "Count what the test sets of FOLDS share with training.",
 }

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mfhca_cache.manifest import Manifest as Manifest
     from mfhca_cache.manifest import read_manifest as read_manifest
     from mfhca_cache.manifest import write_manifest as write_manifest
+    from mfhca_cache.reporting.page import write_page as write_page
     from mfhca_cache.reporting.summary import summarise as summarise
     from mfhca_cache.spec import ClipSpec as ClipSpec
     from mfhca_cache.spec import EncoderSpec as EncoderSpec
@@ -58,6 +59,7 @@ _HOMES = {
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
+    "write_page": "reporting.page",
     "summarise": "reporting.summary",
     "ClipSpec": "spec",
     "EncoderSpec": "spec",

@@ -23,7 +23,7 @@ _QUIET = 10.0
 
 def space_figure(spaces: Spaces, classes: Sequence[str]) -> Drawing:
     """The chosen fold: its test utterances, and its training utterances faint behind them."""
-    panels = tuple(_space_panel(space, classes, space.what, 5.0) for space in spaces.chosen)
+    panels = tuple(_space_panel(space, classes) for space in spaces.chosen)
     keys = _class_keys(classes)
     if any(not space.test.all() for space in spaces.chosen):
         keys = (*keys, Key("trained on", "muted", "o", open=True))
@@ -31,13 +31,15 @@ def space_figure(spaces: Spaces, classes: Sequence[str]) -> Drawing:
 
 
 def spaces_figure(spaces: Spaces, classes: Sequence[str]) -> Drawing:
-    """Every fold's test utterances, a space a panel."""
-    panels = tuple(
-        _space_panel(space, classes, space.fold.removeprefix("fold ").capitalize(), 3.0, space.what)
-        for space in spaces.folds
+    """Every fold's test utterances, a fold a panel: this run's features, and beside them what they are held against."""
+    folds: dict[str, list[Space]] = {}
+    for space in spaces.folds:
+        folds.setdefault(space.fold, []).append(space)
+    panels = tuple(_fold_panel(fold, found, classes) for fold, found in folds.items())
+    across = max(map(len, folds.values()))
+    return Drawing(
+        "tsne-folds", panels, (1.65 * across, 1.85), columns=2 if across > 1 else 4, keys=_class_keys(classes)
     )
-    each = len(spaces.folds) // max(1, len({space.fold for space in spaces.folds}))
-    return Drawing("tsne-folds", panels, (1.75, 1.8), columns=4 if each < 3 else 2 * each, keys=_class_keys(classes))
 
 
 def attention_figure(rows: Sequence[dict[str, Any]], seen: Sequence[Attention], bin_hz: float) -> Drawing:
@@ -55,28 +57,46 @@ def _class_keys(classes: Sequence[str]) -> tuple[Key, ...]:
     return tuple(Key(name, class_colour(number), class_marker(number)) for number, name in enumerate(classes))
 
 
-def _space_panel(space: Space, classes: Sequence[str], title: str, size: float, note: str = "") -> Panel:
+def _space_panel(space: Space, classes: Sequence[str]) -> Panel:
     def draw(part: Any) -> None:
-        heading(part, title, note)
-        axes = part.subplots()
-        for number in range(len(classes)):
-            colour, marker = COLOURS[class_colour(number)], class_marker(number)
-            behind = space.points[(space.classes == number) & ~space.test]
-            axes.plot(
-                *behind.T, marker, mec=colour, mfc="none", ms=size - 2, mew=0.6, alpha=0.45,
-                rasterized=int((~space.test).sum()) > _RASTER,
-            )  # fmt: skip
-        for number in range(len(classes)):
-            colour, marker = COLOURS[class_colour(number)], class_marker(number)
-            front = space.points[(space.classes == number) & space.test]
-            axes.plot(*front.T, marker, color=colour, mec=COLOURS["paper"], mew=0.4, ms=size)
-        axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-        axes.grid(visible=False)
-        axes.spines[:].set(visible=True, color=COLOURS["line"])
+        heading(part, space.what)
+        _points(part.subplots(), space, classes, 5.0)
 
+    return Panel(draw, _described(space))
+
+
+def _fold_panel(fold: str, spaces: Sequence[Space], classes: Sequence[str]) -> Panel:
+    def draw(part: Any) -> None:
+        heading(part, fold.capitalize())
+        for axes, space in zip(part.subplots(1, len(spaces), squeeze=False)[0], spaces, strict=True):
+            _points(axes, space, classes, 3.2)
+            axes.set_xlabel(space.what)
+
+    return Panel(draw, " ".join(_described(space) for space in spaces))
+
+
+def _points(axes: Any, space: Space, classes: Sequence[str], size: float) -> None:
+    """A space's points: the test utterances filled, the others as faint rings behind them."""
+    trained = ~space.test
+    for number in range(len(classes)):
+        behind = space.points[(space.classes == number) & trained]
+        axes.plot(
+            *behind.T, class_marker(number), mec=COLOURS[class_colour(number)], mfc="none", ms=size - 2, mew=0.6,
+            alpha=0.5, rasterized=int(trained.sum()) > _RASTER,
+        )  # fmt: skip
+    for number in range(len(classes)):
+        front = space.points[(space.classes == number) & space.test]
+        colour = COLOURS[class_colour(number)]
+        axes.plot(*front.T, class_marker(number), color=colour, mec=COLOURS["paper"], mew=0.4, ms=size)
+    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+    axes.grid(visible=False)
+    axes.spines[:].set(visible=True, color=COLOURS["line"])
+
+
+def _described(space: Space) -> str:
     test = int(space.test.sum())
     trained = f" and {len(space.test) - test:,} of training" if test < len(space.test) else ""
-    return Panel(draw, f"t-SNE of {space.fold}, {space.what}: {test:,} test utterances{trained}, by true class.")
+    return f"t-SNE of {space.fold}, {space.what}: {test:,} test utterances{trained}, by true class."
 
 
 def _attention_panel(row: dict[str, Any], found: Attention, bin_hz: float) -> Panel:

@@ -19,7 +19,14 @@ from mfhca_cache.reporting.inside_figures import attention_figure, space_figure,
 from mfhca_cache.reporting.joined import JoinedSummary
 from mfhca_cache.reporting.latex import latex
 from mfhca_cache.reporting.repeat import commands
-from mfhca_cache.reporting.score_figures import confusion_figure, curves_figure, has_curve, heat, row_shares, scores_figure
+from mfhca_cache.reporting.score_figures import (
+    confusion_figure,
+    curves_figure,
+    has_curve,
+    heat,
+    row_shares,
+    scores_figure,
+)
 from mfhca_cache.reporting.stored import StoredRun, read_run
 from mfhca_cache.reporting.summary import LEVELS, RunSummary
 from mfhca_cache.reporting.tables import (
@@ -95,7 +102,9 @@ def write_page(
     stored = read_run(run.run, run) if isinstance(run, RunSummary) else read_run(run)
     numbers = [result.number for result in stored.results]
     if fold is not None and fold not in numbers:
-        raise TrainingError(f"{stored.folder}: fold {fold} is not trained; expected one of {', '.join(map(str, numbers))}")
+        raise TrainingError(
+            f"{stored.folder}: fold {fold} is not trained; expected one of {', '.join(map(str, numbers))}"
+        )
     seen = glimpse(stored, cache, [Path(path) for path in beside], fold, progress)
     drawings = _drawings(stored, seen)
     tables = _tables(stored, joined)

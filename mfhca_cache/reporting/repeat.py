@@ -93,7 +93,9 @@ def _changes(record: dict[str, Any], own: bool) -> list[str]:
     for name, option in (("learning_rate", "--learning-rate"), ("epochs", "--epochs")):
         if record["recipe"].get(name, recipe[name]) != recipe[name]:
             words += [option, f"{record['recipe'][name]:g}"]
-    differs = [(k, v) for k, v in record["recipe"].items() if k not in ("learning_rate", "epochs") and recipe.get(k) != v]
+    differs = [
+        (k, v) for k, v in record["recipe"].items() if k not in ("learning_rate", "epochs") and recipe.get(k) != v
+    ]
     if not own:
         usual = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(preset.model).items()}
         model = record["model_settings"].items()
@@ -101,4 +103,3 @@ def _changes(record: dict[str, Any], own: bool) -> list[str]:
     for key, value in differs:
         words += ["--set", f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"]
     return words
-

@@ -184,7 +184,10 @@ def _training(cache: Cache, run: StoredRun, result: FoldResult) -> tuple[dict[st
     """A fold's training utterances and their classes, as the protocol cuts them, and which they are in words."""
     record, classes = result.record, run.identity["classes"]
     if record["protocol"] not in PROTOCOLS:
-        return {}, "Its training utterances are not shown: its folds come from a file, and the run only knows its digest."
+        return (
+            {},
+            "Its training utterances are not shown: its folds come from a file, and the run only knows its digest.",
+        )
     labels = ClassMap(str(record["class_map"]), tuple(classes), {name: tuple(raw) for name, raw in classes.items()})
     table = cache.utterances
     table["class"] = labels.apply(table["label"])
@@ -201,4 +204,3 @@ def _training(cache: Cache, run: StoredRun, result: FoldResult) -> tuple[dict[st
         ids = np.sort(np.random.default_rng(0).choice(ids, MOST_TRAINING, replace=False))
     place = table.set_index("utterance_id")["class"]
     return {str(name): labels.classes.index(place[name]) for name in ids}, said
-

@@ -107,7 +107,9 @@ def settings_rows(run: StoredRun) -> list[tuple[str, list[tuple[str, str]]]]:
     machine = [("device", ", ".join(devices)), ("threads of a fold", str(record.get("threads", "")))]
     machine += [("seconds of all folds", f"{seconds:,.0f}")]
     versions = dict.fromkeys(pair for result in run.results for pair in result.record["versions"].items())
-    prints = [(f"features {name}" if name != "plan" else "clips (plan)", value) for name, value in record["cache"].items()]
+    prints = [
+        (f"features {name}" if name != "plan" else "clips (plan)", value) for name, value in record["cache"].items()
+    ]
     prints.append(("utterances in use", str(run.identity.get("utterances", ""))))
     return [
         ("Training", training),
