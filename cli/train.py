@@ -16,6 +16,7 @@ from mfhca_cache.models import MODELS
 from mfhca_cache.reporting.joined import join
 from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.training.changes import parse_changes
 from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
 from mfhca_cache.training.job import check_folds, prepare
 from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
@@ -50,6 +51,13 @@ from .show import Screen, only_one, quiet_and_json
     help="Optimiser, epochs.  [paper; frozen for a model of your own]",
 )
 @click.option("--learning-rate", type=float, help="[the preset's]")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change the preset's training or model, as in --set rate=8 --set channels=16,32,64; may be repeated.",
+)
 @click.option(
     "--protocol", type=click.Choice(PROTOCOLS), default="strict", show_default=True, help="How folds are cut."
 )
@@ -101,6 +109,7 @@ def train(
     features: str,
     preset: str | None,
     learning_rate: float | None,
+    changes: tuple[str, ...],
     protocol: str,
     folds: Path | None,
     allow_leaks: bool,
@@ -133,6 +142,7 @@ def train(
         mfhca train --fold 4
         mfhca train --fold all --protocol test-selected --seed 1 --name peeking   # runs/peeking-seed1
         mfhca train --fold all --seeds 5
+        mfhca train --fold all --preset frozen --set rate=8 --set channels=16,32,64
         mfhca train --fold all --seeds 5 --engine ray --address head-node:6379
         mfhca train --folds EmoBox/data/iemocap
         mfhca train --model my_module:MyModel --features encoder
@@ -164,6 +174,7 @@ def train(
         threads=threads,
         folds=None if folds is None else str(folds),
         allow_leaks=allow_leaks,
+        changes=parse_changes(changes),
     )
     # With Ray the nodes have the device, and this machine need not.
     here = "cpu" if engine == "ray" else device

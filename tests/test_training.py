@@ -124,7 +124,7 @@ def test_the_best_epoch_is_chosen_on_validation_ua_then_loss(small_cache: Cache)
 
 
 def test_training_stops_when_patience_is_spent(small_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    still = replace(PRESETS["frozen"], recipe=replace(PRESETS["frozen"].recipe, learning_rate=0.0, patience=3))
+    still = replace(PRESETS["frozen"], recipe=replace(PRESETS["frozen"].recipe, learning_rate=1e-30, patience=3))
     monkeypatch.setitem(PRESETS, "frozen", still)
     result = train_fold(small_cache, 1, replace(ENCODER, epochs=30), device="cpu")
     assert (result.record["epochs"], result.record["best_epoch"], result.record["stopped"]) == (4, 1, "patience")

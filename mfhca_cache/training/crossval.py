@@ -10,13 +10,15 @@ from typing import Any
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import Fold, choose_folds
+from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import canonical_json, differences, fingerprint, settings
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.publish import publish_json
 from mfhca_cache.storage.shard import read_json
+from mfhca_cache.training.changes import changes_name
 from mfhca_cache.training.job import Job, check_folds, load_job_data, prepare
-from mfhca_cache.training.options import PRESET_CHANGES, TrainOptions
+from mfhca_cache.training.options import PRESET_CHANGES, Recipe, TrainOptions
 from mfhca_cache.training.processes import jobs_that_fit, train_in_processes
 from mfhca_cache.training.result import FoldResult, fold_folder, read_fold, write_fold
 from mfhca_cache.training.trainer import train_folds
@@ -28,13 +30,15 @@ _USED_COLUMNS = ("utterance_id", "speaker", "session", "class")
 def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str]) -> str:
     """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache.
 
-    Imported folds are named by their file: ``imported-emobox``. A model of the reader's own is called by its class.
+    Changes of the preset follow it, as in ``frozen-rate8``. Imported folds are named by their file:
+    ``imported-emobox``. A model of the reader's own is called by its class.
     """
     protocol, model = options.protocol, options.model.rpartition(":")[2]
     if options.folds is not None:
         stem = Path(options.folds).resolve().stem
         protocol += "-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
-    return "-".join([cache.corpus, model, "+".join(roles.values()), protocol, options.preset])
+    parts = [cache.corpus, model, "+".join(roles.values()), protocol, options.preset]
+    return "-".join(parts) + changes_name(options.changes)
 
 
 def cross_validate(
@@ -134,6 +138,9 @@ def begin_run(folder: Path, job: Job) -> Job:
     # Runs begun before these could be chosen.
     before.setdefault("threads", job.threads)
     before.setdefault("options", {}).setdefault("precision", "fp32")
+    for part, usual in (("recipe", Recipe()), ("settings", MFHCASettings())):
+        if part in mine["options"]:
+            before["options"][part] = settings(usual) | before["options"].get(part, {})
     changed = differences(before, mine)
     if changed:
         seed = job.options.seed

@@ -163,7 +163,7 @@ def _fit(
         step, fit.step = _captured(step, model, optimiser, data, train[: recipe.batch])
     for epoch in range(1, recipe.epochs + 1):
         started = time.monotonic()
-        order = train[torch.randperm(len(train), generator=shuffle).to(train.device)]
+        order = train[epoch_order(data.labels[train], recipe.sampling, shuffle).to(train.device)]
         model.train()
         batches = list(order.split(recipe.batch))
         if isinstance(model, OwnModel) and len(batches) > 1 and len(batches[-1]) == 1:
@@ -199,6 +199,20 @@ def _fit(
         if fit.stopped == "patience":
             break
     return fit
+
+
+def epoch_order(labels: Tensor, sampling: str, generator: torch.Generator) -> Tensor:
+    """Which of N training clips an epoch takes, in which order: int64 (N,) on the CPU.
+
+    Args:
+        labels: (N,) int64.
+        sampling: of `mfhca_cache.training.options.Recipe`.
+        generator: on the CPU.
+    """
+    if sampling == "shuffled":
+        return torch.randperm(len(labels), generator=generator)
+    counts = labels.cpu().bincount()
+    return (1.0 / counts)[labels.cpu()].multinomial(len(labels), replacement=True, generator=generator)
 
 
 def _captured(
