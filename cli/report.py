@@ -6,9 +6,7 @@ from pathlib import Path
 
 import click
 
-from mfhca_cache.reporting.inside import find_cache
 from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
-from mfhca_cache.reporting.page import FIGURES, TABLES, write_page
 from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.storage.shard import read_json
@@ -73,6 +71,10 @@ def report(
     screen.out.print(f"Wrote {paths[0]} and {paths[1].name}", markup=False, soft_wrap=True)
     if not page:
         return
+    # Here, so that `mfhca train`, which shows the same tables, need not wait for matplotlib.
+    from mfhca_cache.reporting.inside import find_cache
+    from mfhca_cache.reporting.page import FIGURES, TABLES, write_page
+
     with Screen(quiet, as_json) as screen:
         folder = cache or find_cache(run, read_json(run / "run.json"))
         opened = open_cache(folder) if folder else None

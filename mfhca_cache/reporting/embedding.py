@@ -14,14 +14,14 @@ PERPLEXITY = 30.0
 def t_sne(features: np.ndarray) -> np.ndarray:
     """Features (N, width) → places in a plane, float32 (N, 2), in no unit: only who is near whom means something.
 
-    Each dimension is standardised over the N points, so that none counts more for its unit; dimensions that never change
-    are left out. The perplexity is 30, or a third of the other points where there are fewer than 91.
+    Each dimension is standardised over the N points, so that none counts more for its unit; those that never change are
+    left out. The perplexity is 30, or a third of the other points where there are fewer than 91.
 
     Raises:
         TrainingError: fewer than six points, or features that are not finite or all the same.
     """
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     if len(features) < LEAST_POINTS:
         raise TrainingError(f"t-SNE needs {LEAST_POINTS} utterances or more; got {len(features)}")

@@ -92,10 +92,12 @@ class Drawing:
         legend = _KEY_HEIGHT * _key_rows(self.keys, width)
         with mpl.rc_context(SETTINGS):
             figure = Figure(figsize=(width, height + legend), layout="constrained", facecolor=COLOURS["paper"])
-            outer = figure.subfigures(2, 1, height_ratios=[legend, height]) if legend else [None, figure]
+            below: Any = figure
             if legend:
-                _draw_keys(outer[0], self.keys, width)
-            parts = outer[1].subfigures(rows, columns, squeeze=False).ravel()
+                halves: Any = figure.subfigures(2, 1, height_ratios=[legend, height])
+                above, below = halves
+                _draw_keys(above, self.keys, width)
+            parts = below.subfigures(rows, columns, squeeze=False).ravel()
             for part, panel in zip(parts, self.panels, strict=False):
                 panel.draw(part)
             found = {f"{self.name}.png": _saved(figure, "png", {"Software": None})}

@@ -150,7 +150,8 @@ def _model(result: FoldResult) -> Any:
     model = result.model()
     if not callable(getattr(model, "features", None)):
         raise TrainingError(f"the model {result.record['model']} gives no features")
-    return model.to(memory_format=torch.channels_last)  # As in training: its convolutions are faster so.
+    layout: Any = {"memory_format": torch.channels_last}
+    return model.to(**layout)  # As in training: its convolutions are faster so.
 
 
 def _has_hca(model: nn.Module) -> bool:

@@ -44,7 +44,7 @@ from mfhca_cache.reporting.tables import (
 from mfhca_cache.reporting.words import (
     POOLED,
     RANDOM,
-    SCORES as SCORE_WORDS,
+    SCORE_WORDS,
     missing_words,
     paper_words,
     protocol_words,
@@ -89,7 +89,7 @@ def write_page(
 
     Args:
         run: its folder, or its summary.
-        cache: that it was trained from, for features and attention; without it these are left out, and the page says so.
+        cache: that it was trained from, for features and attention; without it these are left out, with the reason.
         joined: the runs of several seeds, this one the first, whose scores are then the headline.
         beside: runs without HCA (or with it, where this one has none), whose features are to stand beside this run's.
         fold: the fold whose features are shown with its training utterances; None for the one with the median UA.
@@ -221,7 +221,7 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
 
 
 def _confusion(summary: RunSummary, level: str) -> list[dict[str, Any]]:
-    """Rows of a confusion matrix: the class and, a cell, its count, its share of the row and how strong it is coloured."""
+    """Rows of a confusion matrix: the class and, a cell, its count, share of the row and how strong its colour is."""
     counts = summary.confusion[level]
     shares = row_shares(counts)
     return [

@@ -63,7 +63,7 @@ def _confusion_panel(level: str, counts: np.ndarray, classes: Sequence[str]) -> 
         heading(part, f"{level}s")
         axes = part.subplots()
         for true, predicted in np.ndindex(counts.shape):
-            share = shares[true, predicted]
+            share = float(shares[true, predicted])
             axes.bar(predicted, 0.96, 0.96, true - 0.48, color=COLOURS["accent"], alpha=heat(share), linewidth=0)
             colour = COLOURS["on-accent" if heat(share) > 0.55 else "ink"]
             axes.text(predicted, true - 0.14, f"{100 * share:.0f}", ha="center", va="center", color=colour)

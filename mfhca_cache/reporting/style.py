@@ -17,7 +17,7 @@ COLOURS = {
     "accent": "#0b5ea8",
     "on-accent": "#fdfdfe",
     "warn": "#b3261e",
-    # Classes: Okabe and Ito's colours, which colour-blind readers can tell apart, in an order that keeps neighbours apart.
+    # Classes: Okabe and Ito's colours, which colour-blind readers can tell apart.
     "class-1": "#d55e00",
     "class-2": "#e69f00",
     "class-3": "#009e73",

@@ -90,8 +90,12 @@ def seed_table(joined: JoinedSummary, where: str) -> Table:
         (f"seed {run.settings['seed']}, pooled", len(run.folds), *(run.pooled[name] for name in names))
         for run in joined.runs
     ]
-    ends = [("mean of the pooled", None, joined.pooled_mean), ("± std of the seeds", None, joined.pooled_std)]
-    ends += [("mean of folds and seeds", joined.folds, joined.mean), ("± std of folds and seeds", None, joined.std)]
+    ends: list[tuple[str, int | None, dict[str, float]]] = [
+        ("mean of the pooled", None, joined.pooled_mean),
+        ("± std of the seeds", None, joined.pooled_std),
+        ("mean of folds and seeds", joined.folds, joined.mean),
+        ("± std of folds and seeds", None, joined.std),
+    ]
     kept = [(label, count, *(values[name] for name in names)) for label, count, values in ends if values]
     caption = f"Scores in percent of {len(joined.runs)} seeds. {where}"
     return Table("seeds", caption, columns, tuple(rows + kept), len(kept))

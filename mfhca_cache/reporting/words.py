@@ -1,4 +1,4 @@
-"""What a reader must be told beside the scores, in sentences: how folds were cut, what the test set knew, what scores are."""
+"""What a reader must be told beside the scores, in sentences: how folds were cut, what they share, what scores are."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _PROTOCOLS = {
     ),
     "session": (
         "Protocol session: each fold tests on one session or, where a corpus has none, on one of five groups of "
-        "speakers. It holds out 20 % of the remaining utterances, drawn with the seed, to choose the epoch, and trains on "
-        "the rest. The speakers of validation are also in training."
+        "speakers. It holds out 20 % of the remaining utterances, drawn with the seed, to choose the epoch, and trains "
+        "on the rest. The speakers of validation are also in training."
     ),
     "imported": "The folds come from a file of others; who tests, chooses and trains is as that file has it.",
 }
-SCORES = (
-    "WA (weighted accuracy) is the share of test items that are right. UA (unweighted accuracy) is the mean of the recalls "
-    "of the classes that the test set has, so that each class counts alike. An utterance is cut into clips; its prediction "
-    "is the class with the largest mean of its clips' log-probabilities. Scores of utterances are the headline; scores of "
-    "clips are given because some papers report those."
+SCORE_WORDS = (
+    "WA (weighted accuracy) is the share of test items that are right. UA (unweighted accuracy) is the mean of the "
+    "recalls of the classes that the test set has, so that each class counts alike. An utterance is cut into clips; "
+    "its prediction is the class with the largest mean of its clips' log-probabilities. Scores of utterances are the "
+    "headline; scores of clips are given because some papers report those."
 )
 POOLED = (
-    "Fold mean ± std is over the folds' scores (the sample's standard deviation). Pooled is the score of all test items of "
-    "all folds taken as one set, weighted by how many items a fold has."
+    "Fold mean ± std is over the folds' scores (the sample's standard deviation). Pooled is the score of all test "
+    "items of all folds taken as one set."
 )
 RANDOM = "The encoder has random weights: its features mean nothing, and no score here says anything of the method."
 
@@ -88,8 +88,8 @@ def missing_words(summary: RunSummary) -> str | None:
         return None
     total = len(summary.missing) + len(summary.folds)
     return (
-        f"{len(summary.missing)} of {total} folds are not trained yet: {', '.join(summary.missing)}. Every mean and pooled "
-        "score here is of the folds that are there."
+        f"{len(summary.missing)} of {total} folds are not trained yet: {', '.join(summary.missing)}. Every mean and "
+        "pooled score here is of the folds that are there."
     )
 
 
