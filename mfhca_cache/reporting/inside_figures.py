@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import to_rgb
 
 from mfhca_cache.reporting.figures import Drawing, Key, Panel, heading
 from mfhca_cache.reporting.inside import Attention
@@ -17,8 +17,8 @@ from mfhca_cache.reporting.style import COLOURS, SMALL, class_colour, class_mark
 _RASTER = 3000
 #: Shades of a spectrogram, and how many columns it has at most: a page has many pictures.
 _SHADES, _COLUMNS = 20, 300
-#: Of a spectrogram's range: the quietest tenth is all one shade.
-_QUIET = 10.0
+#: Percentiles of a spectrogram's signal that are its faintest and its strongest shade.
+_RANGE = (10.0, 99.5)
 
 
 def space_figure(spaces: Spaces, classes: Sequence[str]) -> Drawing:
@@ -118,21 +118,19 @@ def _attention_panel(row: dict[str, Any], found: Attention, bin_hz: float) -> Pa
         if not weights.any():
             text = "0 everywhere: the ReLU is shut"
             above.text(0.5, 0.5, text, transform=above.transAxes, ha="center", va="center", fontsize=SMALL)
-        picture = _picture(found)
-        below.imshow(
-            picture, extent=(0, end, 0, found.spectrogram.shape[2] * bin_hz / 1000), aspect="auto", origin="lower",
-            interpolation="none",
-        )  # fmt: skip
+        extent = (0, end, 0, found.spectrogram.shape[2] * bin_hz / 1000)
+        below.imshow(_picture(found), extent=extent, aspect="auto", origin="lower", interpolation="none")
         below.set(xlim=(0, end), xlabel="seconds", ylabel="kHz")
         below.grid(visible=False)
         signal = float(found.valid.sum()) / found.spectrogram.shape[1] * found.seconds
         if signal < end:
             for axes in (above, below):
                 axes.axvline(signal, color=COLOURS["ink"], linewidth=0.7, linestyle=":")
-            above.text(
-                signal, 0.98, " padding", transform=above.get_xaxis_transform(), va="top", fontsize=SMALL - 0.5,
-                color=COLOURS["muted"],
-            )  # fmt: skip
+            if end - signal > 0.15 * end:
+                below.text(
+                    (signal + end) / 2, 0.5, "padding", transform=below.get_xaxis_transform(), ha="center",
+                    va="center", fontsize=SMALL, color=COLOURS["muted"],
+                )  # fmt: skip
         for border in np.arange(1, clips) * found.seconds:
             for axes in (above, below):
                 axes.axvline(border, color=COLOURS["muted"], linewidth=0.6)
@@ -147,12 +145,19 @@ def _attention_panel(row: dict[str, Any], found: Attention, bin_hz: float) -> Pa
 
 
 def _picture(found: Attention) -> np.ndarray:
-    """The spectrogram as few shades of few cells, uint8 (bins, frames, 4): what an eye sees in a small panel."""
-    joined = found.spectrogram.reshape(-1, found.spectrogram.shape[2])
-    across = max(2, -(-len(joined) // _COLUMNS))
-    frames, bins = len(joined) // across, joined.shape[1] // 2
-    cells = joined[: frames * across, : bins * 2].reshape(frames, across, bins, 2).mean((1, 3)).T
-    heard = joined[(np.arange(found.spectrogram.shape[1]) < found.valid[:, None]).ravel()]
-    low, high = np.percentile(heard, _QUIET), float(heard.max())
-    shades = np.clip((cells - low) / max(high - low, 1e-6), 0, 1)
-    return np.asarray(mpl.colormaps["cividis"].resampled(_SHADES)(shades, bytes=True))
+    """The spectrogram as few shades of few cells, uint8 (bins, frames, 4), the louder the less transparent.
+
+    It is what an eye sees in a small panel, light or dark. Padding is left out.
+    """
+    clips, frames, bins = found.spectrogram.shape
+    valid = np.arange(frames) < found.valid[:, None]
+    heard = found.spectrogram[valid]
+    low, high = np.percentile(heard, _RANGE)
+    loud = np.clip((found.spectrogram - low) / max(high - low, 1e-6), 0, 1) * valid[:, :, None]
+    across = max(2, -(-clips * frames // _COLUMNS))
+    width, height = clips * frames // across, bins // 2
+    cells = loud.reshape(-1, bins)[: width * across, : height * 2].reshape(width, across, height, 2).mean((1, 3)).T
+    picture = np.empty((height, width, 4), dtype=np.uint8)
+    picture[:, :, :3] = [round(255 * part) for part in to_rgb(COLOURS["sound"])]
+    picture[:, :, 3] = np.round(cells * _SHADES) * (255 // _SHADES)
+    return picture

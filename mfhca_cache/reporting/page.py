@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.progress import Progress, ProgressCallback, silent
@@ -20,6 +21,7 @@ from mfhca_cache.reporting.joined import JoinedSummary
 from mfhca_cache.reporting.latex import latex
 from mfhca_cache.reporting.repeat import commands
 from mfhca_cache.reporting.score_figures import (
+    STRONG,
     confusion_figure,
     curves_figure,
     has_curve,
@@ -166,6 +168,7 @@ def _render(
     )
     environment.filters["percent"] = lambda value: shown(value, "percent")
     environment.filters["shown"] = shown
+    environment.filters["code"] = _code
     optimistic = any(run.optimistic for run in joined.runs) if joined else summary.optimistic
     caveats = dict.fromkeys(line for run in (joined.runs if joined else [summary]) for line in run.caveats)
     intervals = getattr(joined or summary, "intervals", {}) or {}
@@ -185,6 +188,7 @@ def _render(
         pooled_words=POOLED,
         drawings={name: _figure(drawing) for name, drawing in drawings.items()},
         tables=tables,
+        strong=STRONG,
         confusion={level: _confusion(summary, level) for level in LEVELS},
         seen=seen,
         protocol=protocol_words(stored),
@@ -192,6 +196,11 @@ def _render(
         commands=commands(stored, cache, len(joined.runs) if joined else 1),
         version=metadata.version("mfhca-cache"),
     )
+
+
+def _code(text: str) -> Markup:
+    """Text with `words between backticks` set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _headline(summary: RunSummary | JoinedSummary, intervals: dict[str, Any]) -> list[dict[str, Any]]:

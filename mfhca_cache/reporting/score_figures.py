@@ -12,9 +12,11 @@ from mfhca_cache.reporting.style import COLOURS, SMALL, TEXT
 from mfhca_cache.reporting.summary import LEVELS, RunSummary
 from mfhca_cache.training.result import FoldResult
 
+#: A cell of a confusion matrix that is coloured more strongly than this has light text on light paper, dark on dark.
+STRONG = 0.66
 #: Losses that differ by more than this factor are drawn on a logarithmic axis.
 _LOG_FACTOR = 20.0
-_SCORES = tuple((f"{level}_{name}", f"{level} {name.upper()}") for level in LEVELS for name in ("ua", "wa"))
+_SCORES = tuple((f"{level}_{name}", f"{level} {name.upper()}") for level in LEVELS for name in ("wa", "ua"))
 
 
 def scores_figure(summary: RunSummary) -> Drawing:
@@ -31,21 +33,24 @@ def scores_figure(summary: RunSummary) -> Drawing:
         chance = 100 / len(summary.classes)
         for row, (name, _) in enumerate(_SCORES):
             folds = 100 * summary.folds[name].to_numpy()
-            axes.plot(folds, _spread(folds, row), "o", mec=COLOURS["muted"], mfc="none", ms=4, mew=0.9, alpha=0.8)
+            axes.plot(
+                folds, _spread(folds, row - 0.05), "o", mec=COLOURS["muted"], mfc="none", ms=4, mew=0.9, alpha=0.8
+            )
+            below = row + 0.3
             if interval := intervals.get(name):
-                axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=COLOURS["accent"], lw=2)
-            axes.plot(100 * summary.mean[name], row, "o", color=COLOURS["accent"], ms=6.5)
-            axes.plot(100 * summary.pooled[name], row, "D", mec=COLOURS["ink"], mfc="none", ms=5.5, mew=1.2)
+                axes.plot([100 * interval.low, 100 * interval.high], [below, below], color=COLOURS["accent"], lw=1.6)
+            axes.plot(100 * summary.mean[name], below, "o", color=COLOURS["accent"], ms=5.5)
+            axes.plot(100 * summary.pooled[name], below, "D", mec=COLOURS["ink"], mfc="none", ms=5, mew=1)
             if name.endswith("_ua"):
-                axes.plot([chance] * 2, [row - 0.4, row + 0.4], "--", color=COLOURS["muted"], lw=1)
+                axes.plot([chance] * 2, [row - 0.35, row + 0.45], "--", color=COLOURS["muted"], lw=1)
         axes.set_yticks(range(len(_SCORES)), [label for _, label in _SCORES])
-        axes.set(xlim=(-2, 102), ylim=(len(_SCORES) - 0.5, -0.5), xlabel="%")
+        axes.set(xlim=(-2, 102), ylim=(len(_SCORES) - 0.4, -0.5), xlabel="%")
         axes.tick_params(axis="y", labelsize=TEXT, labelcolor=COLOURS["ink"])
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
 
     alt = f"Scores of {len(summary.folds)} folds. Means: {values}."
-    return Drawing("scores", (Panel(draw, alt),), (4.6, 2.1), keys=tuple(keys))
+    return Drawing("scores", (Panel(draw, alt),), (4.6, 2.5), keys=tuple(keys))
 
 
 def confusion_figure(summary: RunSummary) -> Drawing:
@@ -65,7 +70,7 @@ def _confusion_panel(level: str, counts: np.ndarray, classes: Sequence[str]) -> 
         for true, predicted in np.ndindex(counts.shape):
             share = float(shares[true, predicted])
             axes.bar(predicted, 0.96, 0.96, true - 0.48, color=COLOURS["accent"], alpha=heat(share), linewidth=0)
-            colour = COLOURS["on-accent" if heat(share) > 0.55 else "ink"]
+            colour = COLOURS["on-accent" if heat(share) > STRONG else "ink"]
             axes.text(predicted, true - 0.14, f"{100 * share:.0f}", ha="center", va="center", color=colour)
             text = f"{counts[true, predicted]:,}"
             axes.text(predicted, true + 0.2, text, ha="center", va="center", color=colour, fontsize=SMALL - 1)
@@ -88,7 +93,8 @@ def curves_figure(results: Sequence[FoldResult]) -> Drawing:
     log = bool(len(positive)) and positive.max() > _LOG_FACTOR * positive.min()
     low = max(1e-4, float(positive.min(initial=1.0))) if log else 0.0
     limits = (low / 1.3, float(losses.max()) * 1.3) if log else (0.0, float(losses.max()) * 1.08)
-    panels = tuple(_curve_panel(result, limits, log) for result in results)
+    epochs = max(2, *(int(result.curve["epoch"].max()) for result in results))
+    panels = tuple(_curve_panel(result, limits, epochs, log) for result in results)
     keys = (
         Key("validation UA", "class-4", "-"),
         Key("training loss", "muted", "--"),
@@ -98,7 +104,7 @@ def curves_figure(results: Sequence[FoldResult]) -> Drawing:
     return Drawing("learning-curves", panels, (2.9, 2.3), columns=3, keys=keys)
 
 
-def _curve_panel(result: FoldResult, limits: tuple[float, float], log: bool) -> Panel:
+def _curve_panel(result: FoldResult, limits: tuple[float, float], epochs: int, log: bool) -> Panel:
     curve, best = result.curve, int(result.record["best_epoch"])
     name = f"Fold {result.number} ({result.record['name']})"
     chosen = curve[curve["epoch"] == best].iloc[0]
@@ -124,7 +130,7 @@ def _curve_panel(result: FoldResult, limits: tuple[float, float], log: bool) -> 
         if log:
             below.set_yscale("log")
             below.minorticks_off()
-        below.set_xlim(0.5, max(len(curve), 2) + 0.5)
+        below.set_xlim(0.5, epochs + 0.5)
         below.xaxis.get_major_locator().set_params(integer=True)
 
     return Panel(
@@ -153,7 +159,7 @@ def heat(share: float) -> float:
     return round(0.04 + 0.86 * float(share), 3)
 
 
-def _spread(values: np.ndarray, row: int) -> np.ndarray:
+def _spread(values: np.ndarray, row: float) -> np.ndarray:
     """Rows for dots so that equal values lie beside each other and not on top of each other."""
     seen: dict[float, int] = {}
     places = []

@@ -171,7 +171,7 @@ def _other(run: StoredRun, other: StoredRun | None, shown: bool) -> str | None:
     return (
         "“Before HCA” is what the same model's attention was given, f_spec and the encoder's features as Eq. 10 pools "
         "them, joined: not the features of a model that was trained without HCA. Such a run is not here; "
-        "one that is trained with co-attention instead is shown where it lies beside this one, or with --beside."
+        "`mfhca train` with `--set fusion=co-attention` makes one, which is then shown instead."
     )
 
 

@@ -14,9 +14,11 @@ COLOURS = {
     "muted": "#646b75",
     "line": "#d5d9df",
     "paper": "#ffffff",
-    "accent": "#0b5ea8",
+    "accent": "#0a5296",
     "on-accent": "#fdfdfe",
     "warn": "#b3261e",
+    # Of a spectrogram, as strong as it is loud: seen on light paper and on dark.
+    "sound": "#2f7fc1",
     # Classes: Okabe and Ito's colours, which colour-blind readers can tell apart.
     "class-1": "#d55e00",
     "class-2": "#e69f00",

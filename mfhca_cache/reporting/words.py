@@ -48,14 +48,14 @@ def protocol_words(run: StoredRun) -> list[str]:
     words.append(f"A fold has {parts[0]}, {parts[1]} and {parts[2]} utterances. No test speaker is in training.")
     if any("leak" in line for line in summary.caveats) or (record["protocol"] == "imported" and summary.optimistic):
         words[-1] = f"A fold has {parts[0]}, {parts[1]} and {parts[2]} utterances."
-    overlaps: dict[str, list[int]] = {}
+    overlaps: dict[str, int] = {}
     for result in run.results:
         for what, count in result.record.get("overlaps", {}).items():
-            overlaps.setdefault(what, []).append(count)
-    words += [
-        f"{what[0].upper()}{what[1:]}: {sum(found):,} over {len(found)} fold{'s' * (len(found) != 1)}."
-        for what, found in overlaps.items()
-    ]
+            overlaps[what] = overlaps.get(what, 0) + count
+    for what, count in overlaps.items():
+        part = what.split()[0]
+        total = f" of {sum(c[part] for c in counts):,}" if part in counts[0] else ""
+        words.append(f"{what[:1].upper()}{what[1:]}: {count:,}{total}, all folds together.")
     if rejected := int(record.get("rejected", 0)):
         words.append(f"{rejected:,} utterances of the corpus were rejected when features were extracted.")
     return words
