@@ -5,8 +5,10 @@ Figures are drawn by matplotlib's own canvases, without pyplot and without a dis
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ class Drawing:
         """Each panel as an ``<svg>`` element for an HTML page, its colours as CSS variables."""
         found = []
         for number, panel in enumerate(self.panels):
-            with mpl.rc_context(SETTINGS):
+            with _settings():
                 figure = Figure(figsize=self.size, layout="constrained")
                 panel.draw(figure)
                 memory = io.StringIO()
@@ -90,7 +92,7 @@ class Drawing:
         rows = -(-len(self.panels) // columns)
         width, height = columns * self.size[0], rows * self.size[1]
         legend = _KEY_HEIGHT * _key_rows(self.keys, width)
-        with mpl.rc_context(SETTINGS):
+        with _settings():
             figure = Figure(figsize=(width, height + legend), layout="constrained", facecolor=COLOURS["paper"])
             below: Any = figure
             if legend:
@@ -117,6 +119,14 @@ def write_drawing(drawing: Drawing, folder: Path) -> list[Path]:
         publish(folder / name, data)
         paths.append(folder / name)
     return paths
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Our settings of matplotlib's, and no warning for each character of a name that its font lacks."""
+    with mpl.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
 
 
 def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:

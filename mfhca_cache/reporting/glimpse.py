@@ -15,6 +15,7 @@ from mfhca_cache.reporting.spaces import Spaces, look
 from mfhca_cache.reporting.stored import StoredRun, telling_utterances
 from mfhca_cache.spec import SAMPLE_RATE, SpectrogramSpec
 from mfhca_cache.storage.cache import Cache
+from mfhca_cache.training.trainer import repeatable
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,14 @@ def glimpse(
     why = _why_not(run, cache)
     if cache is None or why:
         return Glimpse(no_spaces=why, no_attention=why)
-    found = Glimpse()
+    # As in training: sums depend on how many threads share them.
+    with repeatable(int(record.get("threads", 1)), fill=False):
+        return _look(run, cache, beside, fold, progress)
+
+
+def _look(
+    run: StoredRun, cache: Cache, beside: Sequence[Path], fold: int | None, progress: ProgressCallback
+) -> Glimpse:
     try:
         spaces, no_spaces = look(cache, run, beside, fold, progress), ""
     except MfhcaError as error:
@@ -69,9 +77,9 @@ def glimpse(
             progress(Progress("attention", number + 1, len(rows), "utterances"))
     except MfhcaError as error:
         seen, no_attention = [], f"Left out: {error}."
-    name = record["features"].get("spectrogram")
+    name = run.results[0].record["features"].get("spectrogram")
     settings = cache.features[name].settings if name in cache.features else {}
-    bin_hz = SAMPLE_RATE / float(settings.get("n_fft", SAMPLE_RATE / found.bin_hz))
+    bin_hz = SAMPLE_RATE / float(settings.get("n_fft", SpectrogramSpec().n_fft))
     shown = tuple({str(k): v for k, v in row.items()} for row in rows) if seen else ()
     return Glimpse(spaces, shown, tuple(seen), bin_hz, no_spaces, no_attention)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_rgb
 
 from mfhca_cache.reporting.figures import Drawing, Key, Panel, heading
 from mfhca_cache.reporting.inside import Attention
@@ -158,6 +157,6 @@ def _picture(found: Attention) -> np.ndarray:
     width, height = clips * frames // across, bins // 2
     cells = loud.reshape(-1, bins)[: width * across, : height * 2].reshape(width, across, height, 2).mean((1, 3)).T
     picture = np.empty((height, width, 4), dtype=np.uint8)
-    picture[:, :, :3] = [round(255 * part) for part in to_rgb(COLOURS["sound"])]
+    picture[:, :, :3] = list(bytes.fromhex(COLOURS["sound"][1:]))
     picture[:, :, 3] = np.round(cells * _SHADES) * (255 // _SHADES)
     return picture

@@ -138,7 +138,9 @@ def _drawings(stored: StoredRun, seen: Glimpse) -> dict[str, Drawing]:
     if curves := [result for result in stored.results if has_curve(result)]:
         found.append(curves_figure(curves))
     if seen.spaces:
-        found += [space_figure(seen.spaces, summary.classes), spaces_figure(seen.spaces, summary.classes)]
+        found.append(space_figure(seen.spaces, summary.classes))
+    if seen.spaces and seen.spaces.folds:
+        found.append(spaces_figure(seen.spaces, summary.classes))
     if seen.attention:
         found.append(attention_figure(seen.rows, seen.attention, seen.bin_hz))
     return {drawing.name: drawing for drawing in found}

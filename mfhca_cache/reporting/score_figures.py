@@ -10,6 +10,7 @@ import numpy as np
 from mfhca_cache.reporting.figures import Drawing, Key, Panel, heading, plain
 from mfhca_cache.reporting.style import COLOURS, SMALL, TEXT
 from mfhca_cache.reporting.summary import LEVELS, RunSummary
+from mfhca_cache.reporting.tables import interval_name
 from mfhca_cache.training.result import FoldResult
 
 #: A cell of a confusion matrix that is coloured more strongly than this has light text on light paper, dark on dark.
@@ -24,7 +25,7 @@ def scores_figure(summary: RunSummary) -> Drawing:
     intervals = getattr(summary, "intervals", {}) or {}
     keys = [Key("one fold", "muted", "o", open=True), Key("mean of the folds", "accent", "o")]
     if intervals:
-        keys.append(Key("its interval", "accent", "-"))
+        keys.append(Key(interval_name(intervals), "accent", "-"))
     keys += [Key("pooled", "ink", "D", open=True), Key("chance (UA)", "muted", "--")]
     values = ", ".join(f"{label} {100 * summary.mean[name]:.1f} %" for name, label in _SCORES)
 
@@ -50,7 +51,7 @@ def scores_figure(summary: RunSummary) -> Drawing:
         axes.spines["left"].set_visible(False)
 
     alt = f"Scores of {len(summary.folds)} folds. Means: {values}."
-    return Drawing("scores", (Panel(draw, alt),), (4.6, 2.5), keys=tuple(keys))
+    return Drawing("scores", (Panel(draw, alt),), (3.8, 2.4), keys=tuple(keys))
 
 
 def confusion_figure(summary: RunSummary) -> Drawing:

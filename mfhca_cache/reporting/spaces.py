@@ -17,7 +17,7 @@ from mfhca_cache.errors import MfhcaError
 from mfhca_cache.folds import PROTOCOLS, make_folds
 from mfhca_cache.labels import ClassMap
 from mfhca_cache.progress import ProgressCallback
-from mfhca_cache.reporting.embedding import t_sne
+from mfhca_cache.reporting.embedding import LEAST_POINTS, t_sne
 from mfhca_cache.reporting.inside import Features, features_of, why_not
 from mfhca_cache.reporting.stored import StoredRun, read_run
 from mfhca_cache.storage.cache import Cache
@@ -54,7 +54,7 @@ class Spaces:
 
     Attributes:
         chosen: one fold's spaces, its training utterances too: this run's features, then what they are held against.
-        folds: the same of every fold, its test utterances alone.
+        folds: the same of every fold, its test utterances alone; a fold with very few has none.
         fold: the chosen fold.
         why_fold: why this one.
         training: which training utterances are shown, in words.
@@ -123,6 +123,8 @@ def look(cache: Cache, run: StoredRun, beside: Sequence[Path], fold: int | None,
     spaces: list[Space] = []
     for result in run.results:
         ids, labels = _test(run, result)
+        if len(ids) < LEAST_POINTS:
+            continue
         spaces += _place(cache, run, result, other, ids, labels, np.ones(len(ids), dtype=bool), progress)
     ids, labels = _test(run, chosen)
     test = np.arange(len(ids) + len(training)) < len(ids)

@@ -79,7 +79,7 @@ def where(run: StoredRun) -> str:
         f"{settings['corpus']}, {settings['model']} on {' + '.join(settings['features'].values())}, protocol "
         f"{settings['protocol']}, preset {settings['preset']}, seed {settings['seed']}."
     )
-    return " ".join([text, *(f"{_sentence(line)}" for line in run.summary.caveats)])
+    return " ".join([text, *(f"Caution: {line.rstrip('.')}." for line in run.summary.caveats)])
 
 
 def missing_words(summary: RunSummary) -> str | None:
@@ -135,7 +135,3 @@ def _value(value: Any) -> str:
 def _range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
