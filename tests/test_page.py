@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,14 +23,9 @@ from mfhca_cache.reporting.stored import read_run, speaker_table, telling_uttera
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.cache import Cache
 
-from .runs import Read, copied, make_run
+from .runs import Read, copied
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cache]:
-    return make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -39,12 +35,16 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(made: tuple[Path, Cache]) -> Read:
-    """The page of the run, with everything that it can show."""
-    run, cache = made
-    written = write_page(run, cache)
-    assert written.left_out == ()
-    return Read(written.path.read_text(encoding="utf-8"))
+def written(small_run: tuple[Path, Cache], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder, with its page and everything that it can show."""
+    run = copied(small_run[0], tmp_path_factory.mktemp("runs") / "trial")
+    assert write_page(run, small_run[1]).left_out == ()
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Read:
+    return Read((written / "report.html").read_text(encoding="utf-8"))
 
 
 def test_a_page_needs_nothing_but_itself(page: Read) -> None:
@@ -69,8 +69,8 @@ def test_a_page_can_be_heard(page: Read) -> None:
     assert len(scopes) == page.tags.count("th")
 
 
-def test_a_page_has_the_run_and_its_caveats(page: Read, made: tuple[Path, Cache]) -> None:
-    run, cache = made
+def test_a_page_has_the_run_and_its_caveats(page: Read, small_run: tuple[Path, Cache]) -> None:
+    run, cache = small_run
     summary = summarise(run)
     for name in ("utterance_ua", "utterance_wa", "clip_ua"):
         for values in (summary.mean, summary.std, summary.pooled):
@@ -83,8 +83,8 @@ def test_a_page_has_the_run_and_its_caveats(page: Read, made: tuple[Path, Cache]
     assert "its 8 training utterances as faint rings" in page.text
 
 
-def test_figures_and_tables_are_files_too(page: Read, made: tuple[Path, Cache]) -> None:
-    run, _ = made
+def test_figures_and_tables_are_files_too(page: Read, written: Path) -> None:
+    run = written
     names = {path.name for path in (run / "figures").iterdir()}
     stems = ("scores", "confusion", "learning-curves", "tsne", "tsne-folds", "attention")
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
@@ -98,16 +98,14 @@ def test_figures_and_tables_are_files_too(page: Read, made: tuple[Path, Cache]) 
     assert page.tags.count("table") == 6
 
 
-def test_the_same_run_gives_the_same_bytes(page: Read, made: tuple[Path, Cache], tmp_path: Path) -> None:
-    run, cache = made
-    again = copied(run, tmp_path / "trial")
-    write_page(again, cache)
+def test_the_same_run_gives_the_same_bytes(written: Path, small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run, again = written, copied(small_run[0], tmp_path / "trial")
+    write_page(again, small_run[1])
     for path in sorted([run / "report.html", *(run / "figures").iterdir(), *(run / "tables").iterdir()]):
         assert path.read_bytes() == (again / path.relative_to(run)).read_bytes(), path.name
-    assert page.tags
 
 
-def test_names_are_shown_and_never_run(made: tuple[Path, Cache], tmp_path: Path) -> None:
+def test_names_are_shown_and_never_run(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
     names = {"angry": "<script>alert(1)</script>", "happy": "a&b", "neutral": r"$x^2$ \input{x} 100% _", "sad": "哀"}
 
     def change(record: dict[str, object]) -> None:
@@ -115,7 +113,7 @@ def test_names_are_shown_and_never_run(made: tuple[Path, Cache], tmp_path: Path)
         record["corpus"] = record["name"] = HOSTILE
         record["caveats"] = [f"`{HOSTILE}`"]
 
-    run = copied(made[0], tmp_path / "run", change)
+    run = copied(small_run[0], tmp_path / "run", change)
     for path in run.glob("fold*/predictions.csv"):
         table = pd.read_csv(path, dtype=str).replace(names).replace({"speaker": {"1F": HOSTILE}})
         table.rename(columns={f"p_{old}": f"p_{new}" for old, new in names.items()}).to_csv(path, index=False)
@@ -131,8 +129,8 @@ def test_names_are_shown_and_never_run(made: tuple[Path, Cache], tmp_path: Path)
 
 
 @pytest.mark.usefixtures("no_files")
-def test_without_the_cache_the_page_says_what_is_left_out(made: tuple[Path, Cache], tmp_path: Path) -> None:
-    run, cache = made
+def test_without_the_cache_the_page_says_what_is_left_out(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run, cache = small_run
     alone = copied(run, tmp_path / "elsewhere" / "runs" / "trial")
     (alone / "figures").mkdir()
     (alone / "figures" / "tsne.png").write_bytes(b"of an earlier report")
@@ -145,8 +143,8 @@ def test_without_the_cache_the_page_says_what_is_left_out(made: tuple[Path, Cach
 
 
 @pytest.mark.usefixtures("no_files")
-def test_another_cache_is_refused_by_its_fingerprints(made: tuple[Path, Cache], tmp_path: Path) -> None:
-    run, cache = made
+def test_another_cache_is_refused_by_its_fingerprints(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run, cache = small_run
 
     def other_weights(record: dict[str, dict[str, str]]) -> None:
         record["cache"]["random-tiny"] = "0" * 64
@@ -158,15 +156,15 @@ def test_another_cache_is_refused_by_its_fingerprints(made: tuple[Path, Cache], 
 
 
 @pytest.mark.usefixtures("no_files")
-def test_a_model_of_ones_own_has_a_page_without_its_inside(made: tuple[Path, Cache], tmp_path: Path) -> None:
-    run, cache = made
+def test_a_model_of_ones_own_has_a_page_without_its_inside(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run, cache = small_run
     own = copied(run, tmp_path / "own", lambda record: record.update(model_source={"file": "m.py", "sha256": "00"}))
     assert "the model is the reader's own" in write_page(own, cache).left_out[0]
 
 
 @pytest.mark.usefixtures("no_files")
-def test_missing_folds_are_named(made: tuple[Path, Cache], tmp_path: Path) -> None:
-    run, cache = made
+def test_missing_folds_are_named(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run, cache = small_run
     part = copied(run, tmp_path / "part")
     for path in (part / "fold02").iterdir():
         path.unlink()
@@ -179,13 +177,13 @@ def test_missing_folds_are_named(made: tuple[Path, Cache], tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("no_files")
-def test_optimistic_scores_are_marked_wherever_they_are_shown(made: tuple[Path, Cache], tmp_path: Path) -> None:
+def test_optimistic_scores_are_marked_wherever_they_are_shown(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
     said = "optimistic: the epoch was chosen on the test speaker"
 
     def peek(record: dict[str, object]) -> None:
         record.update(optimistic=True, protocol="test-selected", caveats=[said])
 
-    run = copied(made[0], tmp_path / "run", peek)
+    run = copied(small_run[0], tmp_path / "run", peek)
     write_page(run)
     text = (run / "report.html").read_text()
     read = Read(text)
@@ -199,9 +197,9 @@ def test_optimistic_scores_are_marked_wherever_they_are_shown(made: tuple[Path, 
 
 
 @pytest.mark.usefixtures("no_files")
-def test_several_seeds_share_a_page(made: tuple[Path, Cache], tmp_path: Path) -> None:
-    run = copied(made[0], tmp_path / "trial")
-    other = copied(made[0], tmp_path / "trial-seed1", lambda record: record.update(seed=1))
+def test_several_seeds_share_a_page(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run = copied(small_run[0], tmp_path / "trial")
+    other = copied(small_run[0], tmp_path / "trial-seed1", lambda record: record.update(seed=1))
     joined = join([summarise(run), summarise(other)])
     text = Read(write_page(run, joined=joined).path.read_text()).text
     assert "2 seeds (0, 1)" in text and "mean of folds and seeds" in text
@@ -211,10 +209,12 @@ def test_several_seeds_share_a_page(made: tuple[Path, Cache], tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_files")
-def test_intervals_have_their_place(made: tuple[Path, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_have_their_place(
+    small_run: tuple[Path, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from types import SimpleNamespace
 
-    run = copied(made[0], tmp_path / "run")
+    run = copied(small_run[0], tmp_path / "run")
     summary = summarise(run)
     interval = SimpleNamespace(low=0.1234, high=0.6789, level=0.95, method="t over 3 speakers", n=3)
     object.__setattr__(summary, "intervals", {"utterance_ua": interval})
@@ -224,8 +224,8 @@ def test_intervals_have_their_place(made: tuple[Path, Cache], tmp_path: Path, mo
     assert "12.34 & 67.89" in (run / "tables" / "scores.tex").read_text()
 
 
-def test_speakers_and_telling_utterances_are_those_of_the_predictions(made: tuple[Path, Cache]) -> None:
-    run = read_run(made[0])
+def test_speakers_and_telling_utterances_are_those_of_the_predictions(small_run: tuple[Path, Cache]) -> None:
+    run = read_run(small_run[0])
     table = speaker_table(run).set_index("speaker")
     mine = run.predictions[run.predictions["speaker"] == "2M"]
     right = mine["label"] == mine["prediction"]
@@ -243,8 +243,8 @@ def test_speakers_and_telling_utterances_are_those_of_the_predictions(made: tupl
     assert median_fold(run.results).ua == sorted(result.ua for result in run.results)[1]
 
 
-def test_a_run_without_hca_is_found_beside(made: tuple[Path, Cache], tmp_path: Path) -> None:
-    run = copied(made[0], tmp_path / "runs" / "hca")
+def test_a_run_without_hca_is_found_beside(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run = copied(small_run[0], tmp_path / "runs" / "hca")
     stored = read_run(run)
     assert counterpart(stored, []) is None
 
@@ -260,8 +260,8 @@ def test_a_run_without_hca_is_found_beside(made: tuple[Path, Cache], tmp_path: P
         counterpart(stored, [tmp_path / "nothing"])
 
 
-def test_the_commands_repeat_the_run(made: tuple[Path, Cache]) -> None:
-    run, cache = made
+def test_the_commands_repeat_the_run(small_run: tuple[Path, Cache]) -> None:
+    run, cache = small_run
     manifest, extraction, training, report = commands(read_run(run), cache)
     assert manifest == "mfhca manifest iemocap CORPUS_FOLDER"
     assert extraction == "mfhca extract --encoder random-tiny"
@@ -274,8 +274,8 @@ def test_the_commands_repeat_the_run(made: tuple[Path, Cache]) -> None:
 
 
 @pytest.mark.usefixtures("no_files")
-def test_report_writes_the_page(made: tuple[Path, Cache], tmp_path: Path) -> None:
-    run, cache = made
+def test_report_writes_the_page(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run, cache = small_run
     mine = copied(run, tmp_path / "runs" / "trial")
 
     def call(*words: str) -> str:
