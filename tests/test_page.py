@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -212,8 +213,6 @@ def test_several_seeds_share_a_page(small_run: tuple[Path, Cache], tmp_path: Pat
 def test_intervals_have_their_place(
     small_run: tuple[Path, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from types import SimpleNamespace
-
     run = copied(small_run[0], tmp_path / "run")
     summary = summarise(run)
     interval = SimpleNamespace(low=0.1234, high=0.6789, level=0.95, method="t over 3 speakers", n=3)
