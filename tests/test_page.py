@@ -193,6 +193,8 @@ def test_optimistic_scores_are_marked_wherever_they_are_shown(small_run: tuple[P
     # Beside the title and both headline scores, and in the caption of every table of scores.
     assert text.count('<span class="badge">optimistic</span>') == 3
     assert read.text.count("In percent, optimistic") + read.text.count("in percent, optimistic") == 3
+    # And in figures, which are taken out of the page: both matrices are HTML in it, so scores and three folds' curves.
+    assert sum(text.count(f"{before}, optimistic</text>") for before in ("%", "of 2")) == 4
     for path in (run / "tables").glob("*.tex"):
         assert "Caution: optimistic: the epoch was chosen on the test speaker." in path.read_text(), path.name
 
@@ -210,9 +212,7 @@ def test_several_seeds_share_a_page(small_run: tuple[Path, Cache], tmp_path: Pat
 
 
 @pytest.mark.usefixtures("no_files")
-def test_intervals_have_their_place(
-    small_run: tuple[Path, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_intervals_have_their_place(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
     run = copied(small_run[0], tmp_path / "run")
     summary = summarise(run)
     interval = SimpleNamespace(low=0.1234, high=0.6789, level=0.95, method="t over 3 speakers", n=3)

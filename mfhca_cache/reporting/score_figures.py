@@ -45,7 +45,7 @@ def scores_figure(summary: RunSummary) -> Drawing:
             if name.endswith("_ua"):
                 axes.plot([chance] * 2, [row - 0.35, row + 0.45], "--", color=COLOURS["muted"], lw=1)
         axes.set_yticks(range(len(_SCORES)), [label for _, label in _SCORES])
-        axes.set(xlim=(-2, 102), ylim=(len(_SCORES) - 0.4, -0.5), xlabel="%")
+        axes.set(xlim=(-2, 102), ylim=(len(_SCORES) - 0.4, -0.5), xlabel="%" + _marked(summary.optimistic))
         axes.tick_params(axis="y", labelsize=TEXT, labelcolor=COLOURS["ink"])
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -57,16 +57,17 @@ def scores_figure(summary: RunSummary) -> Drawing:
 def confusion_figure(summary: RunSummary) -> Drawing:
     """Rows of the confusion matrices as shares of the true class, with counts."""
     side = max(2.9, 1.1 + 0.52 * len(summary.classes))
-    panels = tuple(_confusion_panel(level, summary.confusion[level], summary.classes) for level in LEVELS)
+    marked = _marked(summary.optimistic)
+    panels = tuple(_confusion_panel(level, summary.confusion[level], summary.classes, marked) for level in LEVELS)
     return Drawing("confusion", panels, (side, side - 0.2), columns=2)
 
 
-def _confusion_panel(level: str, counts: np.ndarray, classes: Sequence[str]) -> Panel:
+def _confusion_panel(level: str, counts: np.ndarray, classes: Sequence[str], marked: str) -> Panel:
     shares = row_shares(counts)
     recalls = [f"{name} {100 * share:.0f} %" for name, share in zip(classes, shares.diagonal(), strict=True)]
 
     def draw(part: Any) -> None:
-        heading(part, f"{level}s")
+        heading(part, f"{level}s{marked}")
         axes = part.subplots()
         for true, predicted in np.ndindex(counts.shape):
             share = float(shares[true, predicted])
@@ -112,7 +113,7 @@ def _curve_panel(result: FoldResult, limits: tuple[float, float], epochs: int, l
     optimistic = ", chosen on the test set" if result.record["optimistic"] else ""
 
     def draw(part: Any) -> None:
-        heading(part, name, f"epoch {best} of {len(curve)}")
+        heading(part, name, f"epoch {best} of {len(curve)}{_marked(result.record['optimistic'])}")
         above, below = part.subplots(2, 1, sharex=True, height_ratios=[1, 1.15])
         single = "o" if len(curve) == 1 else ""
         for axes, column, colour, style in (
@@ -158,6 +159,11 @@ def row_shares(counts: np.ndarray) -> np.ndarray:
 def heat(share: float) -> float:
     """How strong a cell of a confusion matrix is coloured: 0…0.9, a little even where the share is 0."""
     return round(0.04 + 0.86 * float(share), 3)
+
+
+def _marked(optimistic: bool) -> str:
+    """What a figure says of itself, wherever it is put, where the test set had a say."""
+    return ", optimistic" if optimistic else ""
 
 
 def _spread(values: np.ndarray, row: float) -> np.ndarray:
