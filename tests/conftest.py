@@ -116,7 +116,7 @@ def small_cache_folder(small_manifest: Manifest, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cache]:
     """A run of three folds, trained for two epochs, and its cache. Tests must not change them."""
-    from .runs import make_run
+    from .pages import make_run
 
     return make_run(tmp_path_factory.mktemp("run"))
 

@@ -13,7 +13,7 @@ import pytest
 from mfhca_cache.reporting.page import write_page
 from mfhca_cache.storage.cache import Cache
 
-from .runs import copied
+from .pages import copied
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

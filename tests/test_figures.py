@@ -20,7 +20,7 @@ from mfhca_cache.reporting.style import COLOURS, class_colour, class_marker
 from mfhca_cache.reporting.tables import Table, shown
 from mfhca_cache.storage.cache import Cache
 
-from .runs import Read
+from .pages import Read
 
 
 def drawing(draw: Callable[[Any], None], name: str = "trial") -> Drawing:

@@ -24,7 +24,7 @@ from mfhca_cache.reporting.stored import read_run, speaker_table, telling_uttera
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.cache import Cache
 
-from .runs import Read, copied
+from .pages import Read, copied
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 
