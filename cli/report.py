@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from mfhca_cache.reporting.intervals import Interval
 from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
-from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, summarise, write_report
+from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, corpora, summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.seeds import seed_folder
@@ -112,10 +114,12 @@ def show_summary(screen: Screen, summary: RunSummary) -> None:
     if summary.std:
         rows.append(["mean", "", "", "", *(percent(summary.mean[name]) for name in scores)])
         rows.append(["± std", "", "", "", *(percent(summary.std[name]) for name in scores)])
+    rows += _interval_row(summary.intervals, scores, 4)
     totals = [f"{summary.folds[name].sum():,}" for name in ("utterances", "clips")]
     rows.append(["pooled", *totals, "", *(percent(summary.pooled[name]) for name in scores)])
+    rows += _interval_row(summary.pooled_intervals, scores, 4)
     screen.out.print(
-        f"{settings['corpus']} · {settings['model']} on {' + '.join(settings['features'].values())} · "
+        f"{corpora(settings)} · {settings['model']} on {' + '.join(settings['features'].values())} · "
         f"{settings['protocol']}{marked} · preset {settings['preset']} · seed {settings['seed']}",
         style="bold",
         markup=False,
@@ -125,6 +129,7 @@ def show_summary(screen: Screen, summary: RunSummary) -> None:
         text = f"Folds from {source['name']} ({source['shape']}, SHA-256 {source['sha256'][:16]}…)"
         screen.out.print(text, markup=False, soft_wrap=True)
     screen.out.print(grid(None, columns, rows))
+    _show_method(screen, summary)
     matrix = summary.confusion["utterance"]
     counts = [[name, *(f"{value:,}" for value in row)] for name, row in zip(summary.classes, matrix, strict=True)]
     screen.out.print(grid(None, ["true ↓ predicted →", *summary.classes], counts))
@@ -142,7 +147,7 @@ def show_joined(screen: Screen, joined: JoinedSummary) -> None:
     settings, count = joined.runs[0].settings, len(joined.runs)
     marked = " (optimistic)" if any(run.optimistic for run in joined.runs) else ""
     screen.out.print(
-        f"{settings['corpus']} · {settings['model']} on {' + '.join(settings['features'].values())} · "
+        f"{corpora(settings)} · {settings['model']} on {' + '.join(settings['features'].values())} · "
         f"{settings['protocol']}{marked} · preset {settings['preset']} · {count} seeds",
         style="bold",
         markup=False,
@@ -154,13 +159,32 @@ def show_joined(screen: Screen, joined: JoinedSummary) -> None:
     ]
     for label, scores in (("pooled, mean", joined.pooled_mean), ("± std of seeds", joined.pooled_std)):
         rows.append([label, "", *(percent(scores[name]) for name in SCORES)])
+    rows += _interval_row(joined.pooled_intervals, SCORES, 2)
     rows.append(["mean", f"{joined.folds}", *(percent(joined.mean[name]) for name in SCORES)])
     if joined.std:
         rows.append(["± std", "", *(percent(joined.std[name]) for name in SCORES)])
-    columns = ["pooled by seed; mean over folds and seeds", "folds", "WA", "UA", "clip WA", "clip UA"]
+    rows += _interval_row(joined.intervals, SCORES, 2)
+    columns = ["pooled by seed; mean of folds × seeds", "folds", "WA", "UA", "clip WA", "clip UA"]
     screen.out.print(grid(None, columns, rows))
+    _show_method(screen, joined)
     for line in dict.fromkeys(line for run in joined.runs for line in run.caveats):
         screen.out.print(f"Caution: {line}", style="bold yellow", markup=False, soft_wrap=True)
     for run in joined.runs:
         missing = f"; not trained yet: {', '.join(run.missing)}" if run.missing else ""
         screen.say(f"Each fold of seed {run.settings['seed']}: mfhca report {run.run}{missing}")
+
+
+def _interval_row(intervals: dict[str, Interval], scores: Sequence[str], before: int) -> list[list[str]]:
+    """``95 % interval`` and ``61.2–74.9`` under each score that has one; no row without any."""
+    cells = [f"{100 * i.low:.1f}–{100 * i.high:.1f}" if (i := intervals.get(name)) else "" for name in scores]
+    level = next((f"{100 * item.level:g} % interval" for item in intervals.values()), "")
+    return [[level, *[""] * (before - 1), *cells]] if intervals else []
+
+
+def _show_method(screen: Screen, summary: RunSummary | JoinedSummary) -> None:
+    """How the intervals were made, in words."""
+    of = {"mean": summary.intervals, "pooled": summary.pooled_intervals}
+    words = [f"{name}: {next(iter(found.values())).method}" for name, found in of.items() if found]
+    if words:
+        text = f"Intervals: {'; '.join(words)}. They tell of other speakers, not of another training."
+        screen.out.print(text, style="dim", markup=False, soft_wrap=True)

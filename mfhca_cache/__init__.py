@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mfhca_cache.manifest import Manifest as Manifest
     from mfhca_cache.manifest import read_manifest as read_manifest
     from mfhca_cache.manifest import write_manifest as write_manifest
+    from mfhca_cache.reporting.compare import compare_runs as compare_runs
     from mfhca_cache.reporting.page import write_page as write_page
     from mfhca_cache.reporting.summary import summarise as summarise
     from mfhca_cache.spec import ClipSpec as ClipSpec
@@ -59,6 +60,7 @@ _HOMES = {
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
+    "compare_runs": "reporting.compare",
     "write_page": "reporting.page",
     "summarise": "reporting.summary",
     "ClipSpec": "spec",

@@ -5,6 +5,9 @@
     test-selected  training = all other speakers, the epoch chosen on the test speaker: optimistic, and marked so
     session        test = one session (elsewhere: one of five groups of speakers); validation = 20 % of the training
                    utterances, seeded: the habit of SUPERB and EmoBox
+    strict-peeked, session-peeked
+                   training as in strict and in session, to the last utterance, but the epoch chosen on the test set:
+                   optimistic, and marked so. Beside strict and session they measure what that choice alone is worth
 
 No speaker of a test set is ever in training; that is checked for every fold. Other overlaps are counted, not hidden.
 Folds that others published are the protocol `IMPORTED` (`mfhca_cache.splits`); what leaks in them is `Fold.leaks`.
@@ -21,9 +24,13 @@ import pandas as pd
 from mfhca_cache.errors import FoldError
 from mfhca_cache.manifest import natural_key
 
-PROTOCOLS = ("strict", "test-selected", "session")
+#: Behind the name of a protocol whose training is kept and whose epoch is chosen on the test set.
+_PEEKED = "-peeked"
+PROTOCOLS = ("strict", "test-selected", "session", f"strict{_PEEKED}", f"session{_PEEKED}")
 #: The protocol of folds that were read from a file.
 IMPORTED = "imported"
+#: The protocol of a run that trains on one corpus and tests on another (`cross_corpus_fold`).
+CROSS_CORPUS = "cross-corpus"
 #: Said wherever a result of this protocol is printed or stored.
 OPTIMISTIC_NOTE = "optimistic: the epoch was chosen on the test speaker"
 _VALIDATION_SHARE = 0.2
@@ -37,7 +44,7 @@ class Fold:
     Attributes:
         number: from 1.
         name: the test speaker, session or group.
-        protocol: one of `PROTOCOLS`, or `IMPORTED`.
+        protocol: one of `PROTOCOLS`, `IMPORTED`, or `CROSS_CORPUS`.
         train, validation, test: utterance ids, in the table's order.
         test_speakers, validation_speakers: whose utterances these are.
         overlaps: what test and training (or validation) share beside speakers, as counts of utterances.
@@ -80,7 +87,7 @@ def make_folds(utterances: pd.DataFrame, protocol: str = "strict", seed: int = 0
     Args:
         utterances: columns utterance_id, speaker, session, recording, text; the rows to be used, and no others.
         protocol: one of `PROTOCOLS`.
-        seed: chooses the validation utterances of ``session``.
+        seed: chooses the validation utterances of ``session`` and ``session-peeked``.
 
     Raises:
         FoldError: an unknown protocol, or too few speakers for it.
@@ -89,22 +96,50 @@ def make_folds(utterances: pd.DataFrame, protocol: str = "strict", seed: int = 0
         raise FoldError(f"protocol {protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
     table = utterances.reset_index(drop=True)
     speakers = speaker_order(table)
-    needed = {"strict": 3, "test-selected": 2, "session": 2}[protocol]
+    kind = protocol.removesuffix(_PEEKED)
+    needed = {"strict": 3, "test-selected": 2, "session": 2}[kind]
     if len(speakers) < needed:
         raise FoldError(
             f"protocol {protocol} needs at least {needed} speakers; got {len(speakers)} ({', '.join(speakers)})"
         )
-    if protocol == "session":
-        return _session_folds(table, speakers, seed)
+    if kind == "session":
+        return _session_folds(table, speakers, protocol, seed)
     folds = []
     for number, speaker in enumerate(speakers, start=1):
         test = table["speaker"] == speaker
-        if protocol == "strict":
-            validation = table["speaker"] == _partner(table, speakers, speaker)
-        else:
-            validation = test
-        folds.append(_fold(table, number, speaker, protocol, ~test & ~validation, validation, test))
+        validation = table["speaker"] == _partner(table, speakers, speaker) if kind == "strict" else test
+        train = ~test & ~validation
+        folds.append(_fold(table, number, speaker, protocol, train, _chooses(protocol, validation, test), test))
     return folds
+
+
+def cross_corpus_fold(utterances: pd.DataFrame, test: np.ndarray, name: str, seed: int = 0) -> Fold:
+    """The one fold that trains on a corpus and tests on another.
+
+    Validation is a seeded 20 % of the speakers of the corpus that trains, one at least and whole, so that the epoch is
+    chosen on voices that training has not heard.
+
+    Args:
+        utterances: as for `make_folds`, the rows of both corpora; no id and no speaker may be of both.
+        test: bool, a row each: the corpus that is tested.
+        name: of that corpus.
+        seed: chooses the validation speakers.
+
+    Raises:
+        FoldError: fewer than two speakers to train on, or no utterance to test.
+    """
+    table = utterances.reset_index(drop=True)
+    tested = pd.Series(test)
+    speakers = np.array(speaker_order(table[~tested]), dtype=object)
+    if len(speakers) < 2:
+        raise FoldError(
+            f"protocol {CROSS_CORPUS} needs at least 2 speakers to train on, one of whom chooses the epoch; "
+            f"got {len(speakers)}"
+        )
+    count = max(1, round(_VALIDATION_SHARE * len(speakers)))
+    chosen = np.random.default_rng([seed, 1]).permutation(len(speakers))[:count]
+    validation = table["speaker"].isin(list(speakers[chosen]))
+    return _fold(table, 1, name, CROSS_CORPUS, ~tested & ~validation, validation, tested)
 
 
 def check_speakers(utterances: pd.DataFrame, fold: Fold) -> None:
@@ -164,18 +199,24 @@ def _partner(table: pd.DataFrame, speakers: list[str], speaker: str) -> str:
     return speakers[(speakers.index(speaker) + 1) % len(speakers)]
 
 
-def _session_folds(table: pd.DataFrame, speakers: list[str], seed: int) -> list[Fold]:
+def _chooses(protocol: str, validation: pd.Series, test: pd.Series) -> pd.Series:
+    """The rows that choose the epoch of a protocol, whose validation rows are left out of training either way."""
+    return test if protocol.endswith(_PEEKED) else validation
+
+
+def _session_folds(table: pd.DataFrame, speakers: list[str], protocol: str, seed: int) -> list[Fold]:
     if (table["session"] != "").all():
         groups = {name: table["session"] == name for name in sorted(set(table["session"]), key=natural_key)}
     else:
         parts = np.array_split(np.array(speakers, dtype=object), min(_SPEAKER_GROUPS, len(speakers)))
         groups = {f"group{n}": table["speaker"].isin(list(part)) for n, part in enumerate(parts, start=1)}
     if len(groups) < 2:
-        raise FoldError(f"protocol session needs two sessions or more; got {', '.join(groups)}")
+        raise FoldError(f"protocol {protocol} needs two sessions or more; got {', '.join(groups)}")
     folds = []
     for number, (name, test) in enumerate(groups.items(), start=1):
         validation = pd.Series(hold_out(~test.to_numpy(), seed, number))
-        folds.append(_fold(table, number, name, "session", ~test & ~validation, validation, test))
+        train = ~test & ~validation
+        folds.append(_fold(table, number, name, protocol, train, _chooses(protocol, validation, test), test))
     return folds
 
 
@@ -234,3 +275,8 @@ def count_overlaps(table: pd.DataFrame, train: pd.Series, validation: pd.Series,
 def _shared(values: pd.Series, rows: pd.Series, others: pd.Series) -> int:
     known = set(values[others]) - {""}
     return int(values[rows].isin(known).sum())
+
+
+def peeked(protocol: str) -> str:
+    """The protocol with the same training whose epoch is chosen on the test set: ``strict-peeked`` for ``strict``."""
+    return protocol + _PEEKED

@@ -20,7 +20,7 @@ from mfhca_cache.reporting.joined import join
 from mfhca_cache.reporting.page import write_page
 from mfhca_cache.reporting.repeat import commands
 from mfhca_cache.reporting.spaces import counterpart, median_fold
-from mfhca_cache.reporting.stored import read_run, speaker_table, telling_utterances
+from mfhca_cache.reporting.stored import read_run, run_speakers, telling_utterances
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.cache import Cache
 
@@ -219,13 +219,13 @@ def test_intervals_have_their_place(small_run: tuple[Path, Cache], tmp_path: Pat
     object.__setattr__(summary, "intervals", {"utterance_ua": interval})
     text = " ".join(Read(write_page(summary).path.read_text()).text.split())
     assert "95 % interval 12.34 to 67.89" in text
-    assert "Interval: t over 3 speakers." in text
+    assert "the 95 % interval of the score before them, t over 3 speakers." in text
     assert "12.34 & 67.89" in (run / "tables" / "scores.tex").read_text()
 
 
 def test_speakers_and_telling_utterances_are_those_of_the_predictions(small_run: tuple[Path, Cache]) -> None:
     run = read_run(small_run[0])
-    table = speaker_table(run).set_index("speaker")
+    table = run_speakers(run).set_index("speaker")
     mine = run.predictions[run.predictions["speaker"] == "2M"]
     right = mine["label"] == mine["prediction"]
     assert table.loc["2M", "wa"] == pytest.approx(right.mean())

@@ -287,8 +287,11 @@ def test_a_summary_is_the_arithmetic_of_its_folds(small_cache: Cache, tmp_path: 
     paths = write_report(summary)
     assert json.loads(paths[0].read_text())["pooled"] == summary.pooled
     table = pd.read_csv(paths[1])
-    assert list(table["name"]) == ["1M", "1F", "2M", "2F", "3M", "3F", "mean", "std", "pooled"]
-    assert table["utterance_ua"].iloc[-1] == pytest.approx(summary.pooled["utterance_ua"])
+    ends = ["mean", "std", "pooled", "mean_low", "mean_high", "pooled_low", "pooled_high"]
+    assert list(table["name"]) == ["1M", "1F", "2M", "2F", "3M", "3F", *ends]
+    by_name = table.set_index("name")["utterance_ua"]
+    assert by_name["pooled"] == pytest.approx(summary.pooled["utterance_ua"])
+    assert by_name["mean_low"] < by_name["mean"] < by_name["mean_high"]
 
 
 def test_the_papers_figures_stand_only_beside_the_papers_corpus() -> None:
@@ -297,6 +300,22 @@ def test_the_papers_figures_stand_only_beside_the_papers_corpus() -> None:
     assert paper_figures("emodb", both, FOUR_CLASSES) is None
     assert paper_figures("iemocap", {"spectrogram": "spectrogram", "encoder": "random-tiny"}, FOUR_CLASSES) is None
     assert (paper_figures("iemocap", {"spectrogram": "spectrogram"}, FOUR_CLASSES) or ())[:2] == (62.21, 62.37)
+
+
+def test_every_row_of_table_ii_has_its_figures() -> None:
+    both = {"spectrogram": "spectrogram", "encoder": "wav2vec2-base-960h"}
+    rows = {("alexnet", "co-attention"): 71.30, ("mf", "co-attention"): 72.32}
+    rows |= {("alexnet", "hca"): 72.09, ("mf", "hca"): 73.44}
+    for (network, fusion), ua in rows.items():
+        settings = {"spectrogram_network": network, "fusion": fusion}
+        assert (paper_figures("iemocap", both, FOUR_CLASSES, settings=settings) or ())[1] == ua
+    alone = {"spectrogram": "spectrogram"}
+    settings = {"spectrogram_network": "alexnet", "fusion": "hca"}
+    assert (paper_figures("iemocap", alone, FOUR_CLASSES, settings=settings) or ())[:2] == (62.13, 62.25)
+    assert (paper_figures("iemocap", both | {"mfcc": "mfcc-40"}, FOUR_CLASSES, "co-attention") or ())[1] == 72.70
+    hubert = both | {"mfcc": "mfcc-40", "encoder": "hubert-base-ls960"}
+    assert paper_figures("iemocap", hubert, FOUR_CLASSES, "co-attention") is None
+    assert paper_figures("iemocap", {"encoder": "hubert-base-ls960"}, FOUR_CLASSES, "linear-probe") is None
 
 
 def test_the_papers_figures_stand_not_beside_other_classes() -> None:

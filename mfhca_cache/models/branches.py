@@ -1,6 +1,6 @@
-"""One input alone: the spectrogram through MF, or the encoder's features pooled, each with MFHCA's classifier.
+"""One input alone: the spectrogram through MF or AlexNet, or the encoder's features pooled, with MFHCA's classifier.
 
-The rows "Spec, MF" and "Hubert" of the paper's Table II.
+The rows "Spec" and "Hubert" of the paper's Table II.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from typing import cast
 from torch import Tensor, nn
 
 from mfhca_cache.errors import TrainingError
-from mfhca_cache.models.mfhca import MF, as_image, classifier
+from mfhca_cache.models.mfhca import as_image, classifier, spectrogram_network
 from mfhca_cache.models.resize import adaptive_average
 from mfhca_cache.models.settings import MFHCASettings
 
 
 class SpectrogramOnly(nn.Module):
-    """MF and the classifier: spectrogram (B, T, F) → logits (B, n_classes)."""
+    """MF, or AlexNet, and the classifier: spectrogram (B, T, F) → logits (B, n_classes)."""
 
     def __init__(self, settings: MFHCASettings | None = None) -> None:
         super().__init__()
         self.settings = settings = settings or MFHCASettings()
-        self.mf = MF(settings.channels, settings.rate, settings)
+        self.mf = spectrogram_network(settings)
         self.classifier = classifier(self.mf.width, settings)
 
     def features(self, spectrogram: Tensor) -> Tensor:
-        """``f_spec``, what the classifier sees: (B, T, F) → (B, 288).
+        """``f_spec``, what the classifier sees: (B, T, F) → (B, 288), by AlexNet (B, 128).
 
         Raises:
             TrainingError: a shape that the model was not made for.
         """
-        return cast(Tensor, self.mf(as_image(spectrogram, self.settings.in_channels)))
+        return cast(Tensor, self.mf(as_image(spectrogram, self.mf.in_channels)))
 
     def forward(self, spectrogram: Tensor) -> Tensor:
         """(B, T, F) → logits (B, n_classes); raises as `features` does."""

@@ -2,6 +2,7 @@
 
 Shapes: B clips, T spectrogram frames, F bins, L encoder frames, D encoder width, C channels of an H × W map.
 Where the paper is silent a choice is a field of `MFHCASettings`; `paper` and `released` are the two sets of choices.
+The rows of Table II without MF or without HCA have AlexNet or co-attention in their place, by the same settings.
 All tensors are floating point of one dtype, and a model's result does not depend on their memory format.
 """
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mfhca_cache.errors import TrainingError
+from mfhca_cache.models.alexnet import AlexNet
+from mfhca_cache.models.co_attention import CoAttention
 from mfhca_cache.models.resize import adaptive_average, memory_format, upsample
 from mfhca_cache.models.settings import MFHCASettings
 
@@ -89,6 +92,7 @@ class MF(nn.Module):
 
     Attributes:
         width: of ``f_spec``: channels[-1] · spec_pool[0] · spec_pool[1] = 288.
+        in_channels: of the image.
 
     Raises:
         TrainingError: settings that no model can have.
@@ -101,6 +105,7 @@ class MF(nn.Module):
         settings = dataclasses.replace(settings or MFHCASettings(), channels=tuple(channels), rate=rate)
         self.settings = settings
         self.width = channels[-1] * math.prod(settings.spec_pool)
+        self.in_channels = settings.in_channels
         half = channels[0] // 2
         self.stem = nn.ModuleList(
             nn.Sequential(
@@ -128,7 +133,7 @@ class MF(nn.Module):
         Raises:
             TrainingError: the image has other channels, or is smaller than the model's windows.
         """
-        channels = self.settings.in_channels
+        channels = self.in_channels
         if image.ndim != 4 or image.shape[1] != channels or min(image.shape[2:]) < 2:
             raise TrainingError(
                 f"spectrogram image: got shape {tuple(image.shape)}; expected (B, {channels}, T, F), T and F at least 2"
@@ -199,21 +204,22 @@ class HCA(nn.Module):
 
     def _bilstm(self, f_hubert: Tensor) -> Tensor:
         """f'_hubert: (B, L, D) → (B, L, D)."""
-        if f_hubert.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            # Most CPUs have no bfloat16 LSTM, and torch raises instead of falling back.
-            with torch.autocast("cpu", enabled=False):
-                return cast(Tensor, self.lstm(f_hubert.float())[0])
-        return cast(Tensor, self.lstm(f_hubert)[0])
+        return run_lstm(self.lstm, f_hubert)
 
 
 class MFHCA(nn.Module):
-    """The whole model: spectrogram (B, T, F) and encoder features (B, L, D) → logits (B, n_classes)."""
+    """The whole model: spectrogram (B, T, F) and encoder features (B, L, D) → logits (B, n_classes).
+
+    Attributes:
+        mf: MF, or AlexNet in its place.
+        hca: HCA, or co-attention in its place.
+    """
 
     def __init__(self, settings: MFHCASettings | None = None) -> None:
         super().__init__()
         self.settings = settings = settings or MFHCASettings()
-        self.mf = MF(settings.channels, settings.rate, settings)
-        self.hca = HCA(self.mf.width, settings)
+        self.mf = spectrogram_network(settings)
+        self.hca = (CoAttention if settings.fusion == "co-attention" else HCA)(self.mf.width, settings)
         self.classifier = classifier(self.hca.width, settings)
 
     def features(self, spectrogram: Tensor, encoder: Tensor) -> Tensor:
@@ -222,12 +228,28 @@ class MFHCA(nn.Module):
         Raises:
             TrainingError: a shape that the model was not made for.
         """
-        f_spec = self.mf(as_image(spectrogram, self.settings.in_channels))
+        f_spec = self.mf(as_image(spectrogram, self.mf.in_channels))
         return cast(Tensor, self.hca(f_spec, encoder))
 
     def forward(self, spectrogram: Tensor, encoder: Tensor) -> Tensor:
         """(B, T, F), (B, L, D) → logits (B, n_classes); raises as `features` does."""
         return cast(Tensor, self.classifier(self.features(spectrogram, encoder)))
+
+
+def spectrogram_network(settings: MFHCASettings) -> MF | AlexNet:
+    """What makes ``f_spec`` of the spectrogram's image: (B, in_channels, T, F) → (B, width)."""
+    if settings.spectrogram_network == "alexnet":
+        return AlexNet(settings.hidden, settings.dropout)
+    return MF(settings.channels, settings.rate, settings)
+
+
+def run_lstm(lstm: nn.LSTM, x: Tensor) -> Tensor:
+    """The outputs of every step: (B, L, D) → (B, L, width), under bfloat16 autocast too."""
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # Most CPUs have no bfloat16 LSTM, and torch raises instead of falling back.
+        with torch.autocast("cpu", enabled=False):
+            return cast(Tensor, lstm(x.float())[0])
+    return cast(Tensor, lstm(x)[0])
 
 
 def classifier(width: int, settings: MFHCASettings) -> nn.Sequential:

@@ -1,4 +1,7 @@
-"""What the paper says of MFHCA and what it leaves open, as settings; `paper` and `released` are two sets of choices."""
+"""What a model's settings are; and what the paper says of MFHCA and leaves open, as settings.
+
+`paper` and `released` are two sets of choices.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from mfhca_cache.errors import TrainingError
 
@@ -17,8 +20,47 @@ Axis = Literal["time", "frequency"]
 
 
 @dataclass(frozen=True)
-class MFHCASettings:
+class ModelSettings:
+    """Settings of one of our models, checked when they are made.
+
+    Raises:
+        TrainingError: a value that is not of its field's kind, or that no model can have.
+
+    Attributes:
+        n_classes: number of logits.
+    """
+
+    n_classes: int = 4
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check(name, getattr(self, name), kind)
+        for name in ("dropout", "lstm_dropout"):
+            if not 0.0 <= getattr(self, name, 0.0) < 1.0:
+                raise TrainingError(
+                    f"{name}: got {getattr(self, name)}; expected a probability from 0 up to, but not, 1"
+                )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from plain values, as ``dataclasses.asdict`` gives and JSON keeps them (lists for tuples).
+
+        Raises:
+            TrainingError: an unknown name, or a value that no model can have.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise TrainingError(f"model settings: got unknown {', '.join(unknown)}; known are {', '.join(known)}")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
+
+
+@dataclass(frozen=True)
+class MFHCASettings(ModelSettings):
     """What the paper says of the model, and what it leaves open. The defaults are the paper's variant.
+
+    ``spectrogram_network`` and ``fusion`` are the two columns of the paper's Table II: MF ✗ is ``alexnet``, HCA ✗ with
+    two inputs is ``co-attention``.
 
     Raises:
         TrainingError: a value that no model can have.
@@ -46,9 +88,11 @@ class MFHCASettings:
         encoder_pool: cells (along L, along D) that the encoder's features are averaged to in the model without MF.
         hidden: width of the branches of Eq. 11 and of the classifier.
         dropout: probability, before the attention's weights and before the classifier.
+        spectrogram_network: ``mf``, or ``alexnet``: AlexNet's convolutions (`mfhca_cache.models.alexnet`).
+        fusion: ``hca``, or ``co-attention``, the baseline's (`mfhca_cache.models.co_attention`).
+        alexnet_weights: file that AlexNet's convolutions start from; empty for random weights.
     """
 
-    n_classes: int = 4
     encoder_width: int = 768
     encoder_frames: int = 149
     in_channels: int = 1
@@ -71,31 +115,20 @@ class MFHCASettings:
     encoder_pool: tuple[int, int] = (12, 64)
     hidden: int = 128
     dropout: float = 0.1
+    spectrogram_network: Literal["mf", "alexnet"] = "mf"
+    fusion: Literal["hca", "co-attention"] = "hca"
+    alexnet_weights: str = ""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            _check(name, getattr(self, name), kind)
+        super().__post_init__()
         if self.channels[0] % 2:
             raise TrainingError(
                 f"channels: got {self.channels}; the first must be even: two parallel convolutions give half each"
             )
         if self.lift_kernel % 2 == 0:
             raise TrainingError(f"lift_kernel: got {self.lift_kernel}; expected an odd size, which keeps H × W")
-        if not 0.0 <= self.dropout < 1.0:
-            raise TrainingError(f"dropout: got {self.dropout}; expected a probability from 0 up to, but not, 1")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MFHCASettings:
-        """Settings from plain values, as ``dataclasses.asdict`` gives and JSON keeps them (lists for tuples).
-
-        Raises:
-            TrainingError: an unknown name, or a value that no model can have.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise TrainingError(f"model settings: got unknown {', '.join(unknown)}; known are {', '.join(known)}")
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**arguments)
+        if self.alexnet_weights and self.spectrogram_network != "alexnet":
+            raise TrainingError("alexnet_weights: got a file without AlexNet; add spectrogram_network=alexnet")
 
 
 def paper(**changes: Any) -> MFHCASettings:
@@ -127,6 +160,12 @@ def _check(name: str, value: Any, kind: Any) -> None:
         good, expected = type(value) in (int, float) and math.isfinite(value), "a finite number"
     elif kind is int:
         good, expected = whole and not isinstance(value, tuple), "a whole number of 1 or more"
+    elif kind is str:
+        good, expected = isinstance(value, str), "text"
+    elif kind == tuple[float, ...]:
+        good = isinstance(value, tuple) and len(value) > 0
+        good = good and all(type(x) in (int, float) and 0 < x < math.inf for x in value)
+        expected = "one or more numbers above 0"
     elif get_origin(kind) is tuple:
         wanted = 0 if get_args(kind)[-1] is Ellipsis else len(get_args(kind))
         good = whole and isinstance(value, tuple) and len(value) == (wanted or max(1, len(value)))

@@ -23,10 +23,11 @@ from mfhca_cache.models.resize import adaptive_average
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.descriptions import read_plan
-from mfhca_cache.training.data import CorpusData, Scaling, gather, load_data
+from mfhca_cache.training.data import CorpusData, Part, Scaling, gather, load_data, masks
 from mfhca_cache.training.result import FoldResult
 
 _CLIPS = 64  # of a batch
+_MASKED = ("linear-probe", "attentive-pooling")
 _UTTERANCES = 128  # loaded at a time: an IEMOCAP whole is gigabytes
 
 
@@ -169,10 +170,16 @@ def _clips(
     for first in range(0, len(ids), _UTTERANCES):
         part = list(ids[first : first + _UTTERANCES])
         table = pd.DataFrame({"utterance_id": part, "class": record["classes"][0]})
-        data = load_data(cache, record["features"], table, classes, "cpu")
+        data = load_data([Part(cache, table, part)], record["features"], classes, "cpu")
         rows = torch.arange(len(data.owner)).split(_CLIPS)
-        yield data, (gather(data, clips, scaling) for clips in rows)
+        yield data, (gather(data, clips, scaling) | _mask(record, data, clips) for clips in rows)
         progress(Progress(stage, first + len(part), len(ids), "utterances"))
+
+
+def _mask(record: dict[str, Any], data: CorpusData, clips: Tensor) -> dict[str, Tensor]:
+    """Which frames are signal, for the models whose ``features`` asks for it."""
+    found = masks(data, clips) if record["model"] in _MASKED else {}
+    return {"mask": found["encoder"]} if "encoder" in found else {}
 
 
 def _forward(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
 from mfhca_cache.errors import TrainingError
+from mfhca_cache.reporting.intervals import Interval, fold_mean, intervals, pooled
 from mfhca_cache.reporting.summary import LEVELS, RunSummary
 
 SCORES = tuple(f"{level}_{name}" for level in LEVELS for name in ("wa", "ua"))
@@ -24,6 +25,8 @@ class JoinedSummary:
         folds: how many folds of how many seeds the means are over: each fold of each seed counts once.
         mean, std: over folds and seeds; std is the sample's, absent for a single value.
         pooled_mean, pooled_std: over the seeds' pooled scores.
+        intervals, pooled_intervals: of ``mean`` and ``pooled_mean``: over speakers, each first averaged over the seeds,
+            because the seeds' speakers are the same people; empty where the seeds have not all trained the same folds.
     """
 
     runs: tuple[RunSummary, ...]
@@ -32,6 +35,8 @@ class JoinedSummary:
     std: dict[str, float]
     pooled_mean: dict[str, float]
     pooled_std: dict[str, float]
+    intervals: dict[str, Interval]
+    pooled_intervals: dict[str, Interval]
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values; the runs in full."""
@@ -40,8 +45,10 @@ class JoinedSummary:
             "folds": self.folds,
             "mean": self.mean,
             "std": self.std,
+            "intervals": {name: asdict(item) for name, item in self.intervals.items()},
             "pooled_mean": self.pooled_mean,
             "pooled_std": self.pooled_std,
+            "pooled_intervals": {name: asdict(item) for name, item in self.pooled_intervals.items()},
             "runs": [run.to_json() for run in self.runs],
         }
 
@@ -62,8 +69,18 @@ def join(runs: Iterable[RunSummary]) -> JoinedSummary:
                 f"{run.run} and {found[0].run} differ in {', '.join(changed)}; expected runs that differ in their seed"
             )
     folds = pd.concat([run.folds for run in found])
-    pooled = pd.DataFrame([run.pooled for run in found])
-    return JoinedSummary(found, len(folds), *_spread(folds), *_spread(pooled))
+    seeds = pd.DataFrame([run.pooled for run in found])
+    counts = [run.counts for run in found]
+    tested = [[*run.folds["name"], *(item.speakers for item in run.counts.values())] for run in found]
+    same = bool(counts[0]) and all(names == tested[0] for names in tested)
+    return JoinedSummary(
+        found,
+        len(folds),
+        *_spread(folds),
+        *_spread(seeds),
+        intervals(counts, fold_mean) if same else {},
+        intervals(counts, pooled) if same else {},
+    )
 
 
 def _spread(table: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:

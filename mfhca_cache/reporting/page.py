@@ -173,7 +173,7 @@ def _render(
     environment.filters["code"] = _code
     optimistic = any(run.optimistic for run in joined.runs) if joined else summary.optimistic
     caveats = dict.fromkeys(line for run in (joined.runs if joined else [summary]) for line in run.caveats)
-    intervals = getattr(joined or summary, "intervals", {}) or {}
+    intervals = (joined or summary).intervals
     return environment.get_template("page.html").render(
         summary=summary,
         joined=joined,
@@ -183,7 +183,7 @@ def _render(
         caveats=list(caveats),
         missing=missing_words(summary),
         paper=paper_words(summary),
-        headline=_headline(joined or summary, intervals),
+        headline=_headline(joined or summary),
         interval_name=interval_name(intervals) if intervals else "",
         methods=method_of(intervals) if intervals else [],
         score_words=SCORE_WORDS,
@@ -205,7 +205,7 @@ def _code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _headline(summary: RunSummary | JoinedSummary, intervals: dict[str, Any]) -> list[dict[str, Any]]:
+def _headline(summary: RunSummary | JoinedSummary) -> list[dict[str, Any]]:
     """Mean, std, interval and pooled of each score."""
     pooled = summary.pooled if isinstance(summary, RunSummary) else summary.pooled_mean
     return [
@@ -214,8 +214,9 @@ def _headline(summary: RunSummary | JoinedSummary, intervals: dict[str, Any]) ->
             "score": short,
             "mean": summary.mean[name],
             "std": summary.std.get(name),
-            "interval": intervals.get(name),
+            "interval": summary.intervals.get(name),
             "pooled": pooled[name],
+            "pooled_interval": summary.pooled_intervals.get(name),
         }
         for name, level, short in SCORES
     ]

@@ -7,15 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from mfhca_cache.corpora import CORPORA
+from mfhca_cache.errors import TrainingError
 from mfhca_cache.reporting.stored import StoredRun
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.command import extract_words
-from mfhca_cache.training.options import DEFAULT_PRESET, OWN_PRESET, PRESETS
+from mfhca_cache.training.options import DEFAULT_PRESET, FROM_THE_CACHE, FROM_THE_FIT, OTHER_PRESET, TrainOptions
 
+DEFAULT_MODEL = "mfhca"
 #: Where the reader's copy of a corpus lies is not known here.
 CORPUS = "CORPUS_FOLDER"
-#: Of the model's settings, what the cache and the class map decide.
-_FROM_DATA = ("n_classes", "encoder_width", "encoder_frames")
 
 
 def commands(run: StoredRun, cache: Cache | None, seeds: int = 1) -> list[str]:
@@ -29,6 +29,9 @@ def commands(run: StoredRun, cache: Cache | None, seeds: int = 1) -> list[str]:
     corpus = str(record["corpus"])
     lines = [shlex.join(["mfhca", "manifest", *_manifest(corpus)])]
     lines += _extract(record, cache)
+    if tested := record.get("test_corpus"):
+        lines.append(shlex.join(["mfhca", "manifest", *_manifest(str(tested))]))
+        lines += [f"{line} --manifest manifests/{tested}.csv" for line in _extract(record, cache)]
     lines.append(shlex.join(_train(run, seeds)))
     more = ["--seeds", str(seeds)] if seeds > 1 else []
     lines.append(shlex.join(["mfhca", "report", f"runs/{run.folder.resolve().name}", *more]))
@@ -56,16 +59,17 @@ def _train(run: StoredRun, seeds: int) -> list[str]:
     """`mfhca train` with what is not its default."""
     record, folder = run.results[0].record, run.folder.resolve().name
     own = ":" in str(record["model"])
-    preset = str(record["preset"])
+    preset, tested = str(record["preset"]), record.get("test_corpus")
     words = ["mfhca", "train"]
     words += [] if record["model"] == "mfhca" else ["--model", str(record["model"])]
+    words += ["--cache", f"cache/{record['corpus']}", "--test-cache", f"cache/{tested}"] if tested else []
     words += ["--features", "+".join(record["features"].values())]
-    words += [] if preset == (OWN_PRESET if own else DEFAULT_PRESET) else ["--preset", preset]
+    words += [] if preset == (DEFAULT_PRESET if record["model"] == "mfhca" else OTHER_PRESET) else ["--preset", preset]
     words += _changes(record, own)
     if source := record.get("folds_from"):
         words += ["--folds", str(source["name"])]
         words += ["--allow-leaks"] if run.summary.optimistic else []
-    elif record["protocol"] != "strict":
+    elif record["protocol"] != "strict" and not tested:
         words += ["--protocol", str(record["protocol"])]
     label = str(record["class_map"])
     if label != "four-class":
@@ -86,20 +90,20 @@ def _usual_name(record: dict[str, Any]) -> str:
 
 def _changes(record: dict[str, Any], own: bool) -> list[str]:
     """The options that turn the preset's recipe and model into the run's."""
-    preset = PRESETS.get(str(record["preset"]))
-    if preset is None:
+    try:
+        usual = TrainOptions(model=DEFAULT_MODEL if own else str(record["model"]), preset=str(record["preset"]))
+    except TrainingError:  # Of another version, which had other presets and models.
         return []
-    recipe, words = asdict(preset.recipe), []
+    recipe, words, given = asdict(usual.recipe), [], record["recipe"]
     for name, option in (("learning_rate", "--learning-rate"), ("epochs", "--epochs")):
-        if record["recipe"].get(name, recipe[name]) != recipe[name]:
-            words += [option, f"{record['recipe'][name]:g}"]
-    differs = [
-        (k, v) for k, v in record["recipe"].items() if k not in ("learning_rate", "epochs") and recipe.get(k) != v
-    ]
+        if given.get(name, recipe[name]) != recipe[name]:
+            words += [option, f"{given[name]:g}"]
+    differs = [(k, v) for k, v in given.items() if k not in ("learning_rate", "epochs") and recipe.get(k) != v]
     if not own:
-        usual = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(preset.model).items()}
-        model = record["model_settings"].items()
-        differs += [(key, v) for key, v in model if key not in _FROM_DATA and key in usual and usual[key] != v]
+        model = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(usual.settings).items()}
+        decided = FROM_THE_CACHE | (FROM_THE_FIT if usual.closed_form else set())
+        chosen = {key: model[key] for key in model if key not in decided}
+        differs += [(key, v) for key, v in record["model_settings"].items() if key in chosen and chosen[key] != v]
     for key, value in differs:
         words += ["--set", f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"]
     return words

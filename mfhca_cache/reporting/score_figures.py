@@ -22,7 +22,7 @@ _SCORES = tuple((f"{level}_{name}", f"{level} {name.upper()}") for level in LEVE
 
 def scores_figure(summary: RunSummary) -> Drawing:
     """Each fold as a dot, their mean, the interval where there is one, and the pooled score."""
-    intervals = getattr(summary, "intervals", {}) or {}
+    intervals = summary.intervals
     keys = [Key("one fold", "muted", "o", open=True), Key("mean of the folds", "accent", "o")]
     if intervals:
         keys.append(Key(interval_name(intervals), "accent", "-"))

@@ -47,7 +47,7 @@ def read_run(run: str | Path, summary: RunSummary | None = None) -> StoredRun:
     return StoredRun(run, summary, read_json(run / "run.json"), tuple(results))
 
 
-def speaker_table(run: StoredRun) -> pd.DataFrame:
+def run_speakers(run: StoredRun) -> pd.DataFrame:
     """A row a test speaker: speaker, fold, utterances, wa, ua (over the classes that the speaker has) and ``recall_N``.
 
     ``recall_N`` is of class number N, NaN where the speaker has no utterance of it. Scores in 0…1.

@@ -1,4 +1,4 @@
-"""A run's stored folds as one table: WA and UA by fold, mean ± standard deviation, pooled, and the confusion matrix.
+"""A run's stored folds as one table: WA and UA by fold, mean ± standard deviation, pooled, their intervals, confusion.
 
 Pooled scores are those of all test utterances (or clips) of all folds taken as one set.
 """
@@ -6,8 +6,8 @@ Pooled scores are those of all test utterances (or clips) of all folds taken as 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,32 @@ import pandas as pd
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import FOUR_CLASSES
+from mfhca_cache.reporting.intervals import Counts, Interval, fold_mean, intervals, pooled
+from mfhca_cache.reporting.speakers import count_clips, count_speakers, speaker_table
 from mfhca_cache.storage.publish import publish, publish_json
 from mfhca_cache.storage.shard import read_json
-from mfhca_cache.training.result import read_record
+from mfhca_cache.training.result import read_predictions, read_record
 
 LEVELS = ("utterance", "clip")
 SETTINGS = ("corpus", "model", "features", "protocol", "preset", "seed", "parameters")
 
-#: The paper's Table II on IEMOCAP in percent: inputs → (WA, UA, its row). The encoder must be of the family named.
+#: The paper's Table II on IEMOCAP in percent: inputs, what looks at the spectrogram, how two inputs are fused, and the
+#: encoder's family → (WA, UA, its row).
 PAPER = {
-    ("spectrogram", None): (62.21, 62.37, "Table II: Spec with MF"),
-    ("encoder", "hubert-base"): (69.99, 70.57, "Table II: Hubert"),
-    ("spectrogram+encoder", "hubert-base"): (74.24, 74.57, "Table II: Spec + Hubert with MF and HCA"),
-    ("spectrogram+encoder", "wav2vec2-base"): (72.00, 73.44, "Table II: Spec + W2V2 with MF and HCA"),
+    ("spectrogram", "alexnet", None, None): (62.13, 62.25, "Table II: Spec"),
+    ("spectrogram", "mf", None, None): (62.21, 62.37, "Table II: Spec with MF"),
+    ("encoder", None, None, "hubert-base"): (69.99, 70.57, "Table II: Hubert"),
+    ("spectrogram+encoder", "alexnet", "co-attention", "wav2vec2-base"): (70.05, 71.30, "Table II: Spec + W2V2"),
+    ("spectrogram+encoder", "mf", "co-attention", "wav2vec2-base"): (71.73, 72.32, "Table II: Spec + W2V2 with MF"),
+    ("spectrogram+encoder", "alexnet", "hca", "wav2vec2-base"): (70.72, 72.09, "Table II: Spec + W2V2 with HCA"),
+    ("spectrogram+encoder", "mf", "hca", "wav2vec2-base"): (72.00, 73.44, "Table II: Spec + W2V2 with MF and HCA"),
+    ("spectrogram+encoder", "alexnet", "co-attention", "hubert-base"): (72.13, 72.51, "Table II: Spec + Hubert"),
+    ("spectrogram+encoder", "mf", "co-attention", "hubert-base"): (73.72, 74.53, "Table II: Spec + Hubert with MF"),
+    ("spectrogram+encoder", "alexnet", "hca", "hubert-base"): (73.19, 73.72, "Table II: Spec + Hubert with HCA"),
+    ("spectrogram+encoder", "mf", "hca", "hubert-base"): (74.24, 74.57, "Table II: Spec + Hubert with MF and HCA"),
 }
+#: Its Table I's baseline, on spectrogram, MFCC and wav2vec 2.0.
+PAPER_CO_ATTENTION = (71.64, 72.70, "Table I: Co-attention")
 PAPER_CAVEAT = (
     "The paper freezes the encoder and does not say how the epoch was chosen; "
     "the released code fine-tunes the encoder and chooses the epoch on the test speaker."
@@ -42,7 +54,7 @@ class RunSummary:
 
     Attributes:
         run: the run's folder.
-        settings: corpus, model, features, protocol, preset, seed.
+        settings: corpus, model, features, protocol, preset, seed; test_corpus, where it is another, or None.
         classes: class names in the order of the confusion matrices.
         folds: a row a fold: fold, name, utterances, clips, best_epoch, epochs, seconds, and
             ``<level>_wa``, ``<level>_ua`` for the levels utterance and clip.
@@ -52,7 +64,11 @@ class RunSummary:
         caveats: what must be said beside the scores; what is true of some folds only has their names before it.
         optimistic: whether the test set had a say in the training of any fold.
         folds_from: name, shape and SHA-256 of the file that the folds were imported from, or None.
-        paper: WA and UA in percent and the row of the paper's table, where the model is MFHCA and the corpus IEMOCAP.
+        paper: WA and UA in percent and the row of the paper's table, where the model is of it and the corpus IEMOCAP.
+        intervals, pooled_intervals: of ``mean`` and of ``pooled``, under the same names, 95 %, over speakers; a name is
+            absent where there is no such interval: a single speaker, clips of folds that test several.
+        speakers: a row a test speaker: speaker, utterances, wa, ua (0…1), ``recall_<class>``.
+        counts: level → what the intervals were made from; clips only where each fold tests one speaker.
     """
 
     run: Path
@@ -68,6 +84,10 @@ class RunSummary:
     paper: tuple[float, float, str] | None
     optimistic: bool = False
     folds_from: dict[str, Any] | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    pooled_intervals: dict[str, Interval] = field(default_factory=dict)
+    speakers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    counts: dict[str, Counts] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -79,7 +99,10 @@ class RunSummary:
             "missing_folds": self.missing,
             "mean": self.mean,
             "std": self.std,
+            "intervals": {name: asdict(item) for name, item in self.intervals.items()},
             "pooled": self.pooled,
+            "pooled_intervals": {name: asdict(item) for name, item in self.pooled_intervals.items()},
+            "speakers": plain_records(self.speakers),
             "confusion": {level: matrix.tolist() for level, matrix in self.confusion.items()},
             "optimistic": self.optimistic,
             "folds_from": self.folds_from,
@@ -90,9 +113,12 @@ class RunSummary:
         }
 
     def to_table(self) -> pd.DataFrame:
-        """The folds, then the rows mean, std and pooled; the run's protocol and caveats in every row."""
-        ends = pd.DataFrame([{"name": name, **getattr(self, name)} for name in ("mean", "std", "pooled")])
-        table = pd.concat([self.folds.astype({"fold": object}), ends], ignore_index=True)
+        """The folds, then the rows mean, std, pooled, and the limits of their intervals; caveats in every row."""
+        rows = [{"name": name, **getattr(self, name)} for name in ("mean", "std", "pooled")]
+        for name, found in (("mean", self.intervals), ("pooled", self.pooled_intervals)):
+            ends = ("low", "high") if found else ()
+            rows += [{"name": f"{name}_{end}", **{k: getattr(v, end) for k, v in found.items()}} for end in ends]
+        table = pd.concat([self.folds.astype({"fold": object}), pd.DataFrame(rows)], ignore_index=True)
         return table.assign(protocol=self.settings["protocol"], caveats="; ".join(self.caveats))
 
 
@@ -106,17 +132,19 @@ def summarise(run: str | Path) -> RunSummary:
     if not (run / "run.json").exists():
         raise TrainingError(f"{run}: no run here (run.json is missing); `mfhca train` makes one")
     identity = read_json(run / "run.json")
-    folders = [path for path in run.glob("fold*") if path.name[4:].isdecimal() and (path / "result.json").exists()]
-    records = sorted((read_record(folder) for folder in folders), key=lambda record: int(record["fold"]))
+    records = sorted((read_record(folder) for folder in _folders(run)), key=lambda record: int(record["fold"]))
     if not records:
         raise TrainingError(f"{run}: no fold is trained yet; `mfhca train --fold all` trains them")
     folds = pd.DataFrame([_row(record) for record in records])
     confusion = {level: np.sum([record["confusion"][level] for record in records], axis=0) for level in LEVELS}
     columns = [f"{level}_{name}" for level in LEVELS for name in ("wa", "ua")]
     first = records[0]
+    utterances = count_speakers(run_predictions(run), first["classes"])
+    clips = count_clips(records, utterances)
+    counts = {"utterance": utterances} | ({"clip": clips} if clips else {})
     return RunSummary(
         run=run,
-        settings={key: first[key] for key in SETTINGS},
+        settings={**{key: first[key] for key in SETTINGS}, "test_corpus": first.get("test_corpus")},
         classes=list(first["classes"]),
         folds=folds,
         missing=[name for name in identity.get("folds", []) if name not in set(folds["name"])],
@@ -125,10 +153,37 @@ def summarise(run: str | Path) -> RunSummary:
         pooled={key: value for level in LEVELS for key, value in _pooled(level, confusion[level]).items()},
         confusion=confusion,
         caveats=_caveats(records),
-        paper=paper_figures(first["corpus"], first["features"], first["classes"], first["model"]),
+        paper=paper_figures(
+            corpora(first), first["features"], first["classes"], first["model"], first.get("model_settings", {})
+        ),
         optimistic=any(record.get("optimistic", False) for record in records),
         folds_from=first.get("folds_from"),
+        intervals=intervals([counts], fold_mean),
+        pooled_intervals=intervals([counts], pooled),
+        speakers=speaker_table(utterances, first["classes"]),
+        counts=counts,
     )
+
+
+def run_predictions(run: Path) -> pd.DataFrame:
+    """The predictions of all folds of a run as one table, fold after fold: see `FoldResult`; and ``fold``, a number.
+
+    Raises:
+        TrainingError: a fold's file is missing or damaged.
+    """
+    folders = sorted(_folders(run), key=lambda folder: int(folder.name[4:]))
+    return pd.concat([read_predictions(folder).assign(fold=int(folder.name[4:])) for folder in folders])
+
+
+def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for JSON, which has no NaN."""
+    return [{str(k): None if v != v else v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def corpora(settings: Mapping[str, Any]) -> str:
+    """The corpus of a run in words: ``ravdess → emodb`` where it was trained on one and tested on another."""
+    tested = settings.get("test_corpus")
+    return f"{settings['corpus']} → {tested}" if tested else str(settings["corpus"])
 
 
 def write_report(summary: RunSummary) -> tuple[Path, Path]:
@@ -140,20 +195,30 @@ def write_report(summary: RunSummary) -> tuple[Path, Path]:
 
 
 def paper_figures(
-    corpus: str, features: dict[str, str], classes: Sequence[str], model: str = "mfhca"
+    corpus: str,
+    features: dict[str, str],
+    classes: Sequence[str],
+    model: str = "mfhca",
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[float, float, str] | None:
     """The paper's WA and UA for these inputs, only where the model, the corpus and the classes are the paper's."""
-    if model != "mfhca" or corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
+    if corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
         return None
-    encoder = features.get("encoder", "")
-    return next(
-        (
-            figures
-            for (inputs, family), figures in PAPER.items()
-            if inputs == "+".join(features) and encoder.startswith(family or "")
-        ),
-        None,
-    )
+    encoder, chosen = features.get("encoder", ""), settings or {}
+    if model == "co-attention":
+        return PAPER_CO_ATTENTION if encoder.startswith("wav2vec2-base") else None
+    if model != "mfhca":
+        return None
+    network = chosen.get("spectrogram_network", "mf") if "spectrogram" in features else None
+    fusion = chosen.get("fusion", "hca") if len(features) > 1 else None
+    for (*row, family), figures in PAPER.items():
+        if row == ["+".join(features), network, fusion] and encoder.startswith(family or ""):
+            return figures
+    return None
+
+
+def _folders(run: Path) -> list[Path]:
+    return [path for path in run.glob("fold*") if path.name[4:].isdecimal() and (path / "result.json").exists()]
 
 
 def _caveats(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from mfhca_cache.reporting.intervals import Interval
 from mfhca_cache.reporting.joined import JoinedSummary
-from mfhca_cache.reporting.stored import StoredRun, speaker_table
+from mfhca_cache.reporting.stored import StoredRun, run_speakers
 from mfhca_cache.reporting.summary import LEVELS, RunSummary
 
 #: How a column is shown: words, whole numbers, or scores of 0…1 in percent with two decimals.
@@ -58,25 +59,26 @@ def shown(value: Any, kind: Kind) -> str:
 
 def score_table(summary: RunSummary, where: str) -> Table:
     """WA and UA at both levels: fold mean, std, interval and pooled; the paper's figure where it applies."""
-    intervals = getattr(summary, "intervals", {}) or {}
+    intervals, pooled = summary.intervals, summary.pooled_intervals
     columns: list[tuple[str, Kind]] = [("level", "text"), ("score", "text"), ("fold mean", "percent")]
     columns += [("± std", "percent")] if summary.std else []
-    columns += [(f"{interval_name(intervals)} from", "percent"), ("to", "percent")] if intervals else []
+    columns += [("from", "percent"), ("to", "percent")] if intervals else []
     columns += [("pooled", "percent")]
+    columns += [("from", "percent"), ("to", "percent")] if pooled else []
     columns += [("the paper", "percent")] if summary.paper else []
     paper = {"wa": summary.paper[0] / 100, "ua": summary.paper[1] / 100} if summary.paper else {}
     rows = []
     for name, level, short in SCORES:
         row: list[Any] = [level, short, summary.mean[name]]
         row += [summary.std[name]] if summary.std else []
-        if intervals:
-            interval = intervals.get(name)
-            row += [interval.low, interval.high] if interval else [None, None]
+        row += _limits(intervals, name) if intervals else []
         row += [summary.pooled[name]]
+        row += _limits(pooled, name) if pooled else []
         row += [paper[name.rpartition("_")[2]] if level == "utterance" else None] if summary.paper else []
         rows.append(tuple(row))
     count = len(summary.folds)
-    caption = f"Scores in percent over {count} fold{'s' * (count != 1)}. {where}"
+    limits = f" From and to: the {interval_name(intervals)} of the score before them." if intervals else ""
+    caption = f"Scores in percent over {count} fold{'s' * (count != 1)}.{limits} {where}"
     return Table("scores", caption, tuple(columns), tuple(rows))
 
 
@@ -126,7 +128,7 @@ def fold_table(summary: RunSummary, where: str) -> Table:
 
 def speakers_table(run: StoredRun, where: str) -> Table:
     """A row a test speaker: WA, UA and the recall of each class."""
-    table = speaker_table(run)
+    table = run_speakers(run)
     columns: list[tuple[str, Kind]] = [("speaker", "text"), ("fold", "text"), ("utterances", "count")]
     columns += [(name, "percent") for name in ("WA", "UA", *run.summary.classes)]
     names = ["speaker", "fold", "utterances", "wa", "ua"]
@@ -144,13 +146,18 @@ def confusion_table(summary: RunSummary, level: str, where: str) -> Table:
     return Table(f"confusion-{level}", f"Confusion matrix of {level}s: counts. {where}", columns, rows)
 
 
-def interval_name(intervals: dict[str, Any]) -> str:
+def _limits(intervals: dict[str, Interval], name: str) -> list[float | None]:
+    interval = intervals.get(name)
+    return [interval.low, interval.high] if interval else [None, None]
+
+
+def interval_name(intervals: dict[str, Interval]) -> str:
     """``95 % interval``."""
     level = next(iter(intervals.values())).level
     return f"{100 * level:g} % interval"
 
 
-def method_of(intervals: dict[str, Any]) -> Sequence[str]:
+def method_of(intervals: dict[str, Interval]) -> Sequence[str]:
     """How the intervals were computed, each way once."""
     return list(dict.fromkeys(str(interval.method) for interval in intervals.values()))
 

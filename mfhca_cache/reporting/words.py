@@ -22,6 +22,10 @@ _PROTOCOLS = {
         "speakers. It holds out 20 % of the remaining utterances, drawn with the seed, to choose the epoch, and trains "
         "on the rest. The speakers of validation are also in training."
     ),
+    "cross-corpus": (
+        "Across corpora: one model is trained on one corpus, a part of which chooses the epoch, and is tested on all "
+        "of another."
+    ),
     "imported": "The folds come from a file of others; who tests, chooses and trains is as that file has it.",
 }
 SCORE_WORDS = (

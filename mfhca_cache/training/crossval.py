@@ -10,7 +10,6 @@ from typing import Any
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import Fold, choose_folds
-from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import canonical_json, differences, fingerprint, settings
 from mfhca_cache.storage.cache import Cache
@@ -27,17 +26,24 @@ from mfhca_cache.training.trainer import train_folds
 _USED_COLUMNS = ("utterance_id", "speaker", "session", "class")
 
 
-def run_name(cache: Cache, options: TrainOptions, roles: dict[str, str]) -> str:
+def run_name(
+    cache: Cache, options: TrainOptions, roles: dict[str, str], protocol: str | None = None, test: str = ""
+) -> str:
     """``<corpus>-<model>-<features>-<protocol>-<preset>``, with the features by their names in the cache.
 
     Changes of the preset follow it, as in ``frozen-rate8``. Imported folds are named by their file:
     ``imported-emobox``. A model of the reader's own is called by its class.
+
+    Args:
+        protocol: what stands for it where the folder is of several; by default that of the options.
+        test: the corpus that is tested, where it is another: ``ravdess-to-emodb-mfhca-…``.
     """
-    protocol, model = options.protocol, options.model.rpartition(":")[2]
+    corpus = f"{cache.corpus}-to-{test}" if test else cache.corpus
+    protocol, model = protocol or options.protocol, options.model.rpartition(":")[2]
     if options.folds is not None:
         stem = Path(options.folds).resolve().stem
         protocol += "-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
-    parts = [cache.corpus, model, "+".join(roles.values()), protocol, options.preset]
+    parts = [corpus, model, "+".join(roles.values()), protocol, options.preset]
     return "-".join(parts) + changes_name(options.changes)
 
 
@@ -48,6 +54,7 @@ def cross_validate(
     fold: str | int = "all",
     run: str | Path | None = None,
     device: str = "auto",
+    test_cache: Cache | None = None,
     job: Job | None = None,
     jobs: int | None = 1,
     progress: ProgressCallback = silent,
@@ -60,7 +67,8 @@ def cross_validate(
         fold: ``all``, a number from 1, or a speaker's name.
         run: the run's folder, where each fold is stored when it is done; None keeps results in memory only.
         device: auto, cpu or cuda.
-        job: from `prepare`, where the caller has it already; it stands for options and device.
+        test_cache: train on ``cache`` and test on this one, of another corpus; there is one fold then.
+        job: from `prepare`, where the caller has it already; it stands for options, device and test_cache.
         jobs: folds at once: in processes of their own on a CPU, taking turns on a GPU; None for as many as its cores,
             or its memory, keep busy. The numbers are the same.
         progress: called after each epoch and each fold.
@@ -69,7 +77,7 @@ def cross_validate(
         TrainingError: splits not extracted, or the folder holds a run of other settings.
         FoldError: no such fold, or one whose test set is known in training.
     """
-    job = job or prepare(cache, options or TrainOptions(), device)
+    job = job or prepare(cache, options or TrainOptions(), device, test_cache)
     chosen = choose_folds(job.folds, fold)
     check_folds(job, chosen)
     folder = Path(run) if run is not None else None
@@ -90,14 +98,14 @@ def cross_validate(
         progress(Progress("folds", len(done), len(chosen), "folds", resumed, detail=detail))
 
     if left:
-        _train(job, left, jobs, store, progress)
+        train_and_store(job, left, jobs, store, progress)
     return [done[f.number] for f in chosen]
 
 
-def _train(
+def train_and_store(
     job: Job, folds: list[Fold], jobs: int | None, store: Callable[[FoldResult], None], progress: ProgressCallback
 ) -> None:
-    """Train folds in the way that suits the device."""
+    """Train folds in the way that suits the device; ``store`` is called with each as it ends."""
     if jobs is not None and jobs < 1:
         raise TrainingError(f"jobs: got {jobs}; expected 1 or more, or None")
     if job.device == "cpu":
@@ -138,7 +146,7 @@ def begin_run(folder: Path, job: Job) -> Job:
     # Runs begun before these could be chosen.
     before.setdefault("threads", job.threads)
     before.setdefault("options", {}).setdefault("precision", "fp32")
-    for part, usual in (("recipe", Recipe()), ("settings", MFHCASettings())):
+    for part, usual in (("recipe", Recipe()), ("settings", type(job.options.settings)())):
         if part in mine["options"]:
             before["options"][part] = settings(usual) | before["options"].get(part, {})
     changed = differences(before, mine)
@@ -168,9 +176,17 @@ def _identity(job: Job) -> dict[str, Any]:
     left_out = ("features", "folds", "allow_leaks", "threads", *PRESET_CHANGES)
     options = {key: value for key, value in settings(job.options).items() if key not in left_out}
     more: dict[str, Any] = {"folds_from": job.folds_from} if job.folds_from else {}
+    if job.test_cache is not None and job.test_classes is not None:
+        more |= {"test_corpus": job.test_cache.corpus, "test_plan": job.test_cache.plan.identity()}
+        more |= {"test_classes": {name: list(labels) for name, labels in job.test_classes.labels.items()}}
     if job.own is not None:
         del options["settings"]  # MFHCA's
         more |= {"model_sha256": job.own.sha256, "inputs": list(job.roles)}  # It sees its inputs in the order given.
+    elif job.options.closed_form:
+        del options["recipe"]
+        more |= {"inputs": list(job.roles)}
+    elif job.alexnet is not None:
+        options["settings"]["alexnet_weights"] = job.alexnet.sha256  # Wherever the file lies.
     return {
         "corpus": job.cache.corpus,
         "folds": [fold.name for fold in job.folds],

@@ -6,7 +6,7 @@ bin with statistics of the fold's training clips, valid frames only; padding fra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import ClassMap, class_map
+from mfhca_cache.models import INPUTS
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
-from mfhca_cache.storage.command import extract_command
+from mfhca_cache.storage.command import adding_command, extract_command
 from mfhca_cache.storage.dataset import frame_mask
 from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training.mapped import MappedFeature, that_fit
 
 #: As torch.empty: (shape, dtype=…) → a tensor on the CPU.
 Allocate = Callable[..., Tensor]
-ROLES = ("spectrogram", "encoder")
 _STATISTICS_CLIPS = 256
 _LEAST_STD = 1e-3  # dB; a bin that never changes is left at 0
 
@@ -35,8 +35,8 @@ class CorpusData:
     """Clips of a corpus on a device, N clips of U utterances.
 
     Attributes:
-        inputs: role (spectrogram, encoder) → (N, …) of the stored type, in memory where it fits. A model of the
-            reader's own has the features' names for roles.
+        inputs: role (spectrogram, mfcc, encoder) → (N, …) of the stored type, in memory where it fits. A model that
+            takes any features has their names for roles.
         frames: role → (N,) int64, valid frames, for the inputs that have frames.
         labels: (N,) int64, class of each clip.
         owner: (N,) int64, each clip's utterance, 0 … U − 1.
@@ -70,35 +70,42 @@ class Scaling:
         return scaled * frame_mask(frames, scaled.shape[1])[:, :, None]
 
 
-def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> dict[str, str]:
-    """``spectrogram+encoder`` and the like → role → the name of a feature of the cache.
+@dataclass(frozen=True)
+class Part:
+    """Utterances of one cache.
+
+    Attributes:
+        utterances: rows of `labelled_utterances`; their ids are the run's.
+        own_ids: their ids in the cache, in the same order.
+    """
+
+    cache: Cache
+    utterances: pd.DataFrame
+    own_ids: list[str]
+
+
+def resolve_features(cache: Cache, features: str, model: str = "mfhca") -> dict[str, str]:
+    """``spectrogram+encoder`` and the like → role → the name of a feature of the cache, in the order of the roles.
 
     Args:
-        any_feature: for a model of the reader's own: any features, each its own role, in the order given.
+        features: names of features, or roles for the one feature of the cache that can have it, joined by ``+``.
+        model: whose roles (`mfhca_cache.models.INPUTS`). A model without roles, the reader's own among them, takes
+            any features, each its own role, in the order given.
 
     Raises:
-        TrainingError: an unknown name, the same role twice, ``encoder`` where the cache has none or several, or a
-            feature whose clips MFHCA cannot take.
+        TrainingError: an unknown name, the same role twice or one that the model needs and that is not named, a role
+            that no feature of the cache has or several have, or a feature whose clips the model cannot take.
     """
+    wanted = INPUTS.get(model, ())
     roles: dict[str, str] = {}
     for part in features.replace(",", "+").split("+"):
         name = part.strip()
-        if name == "encoder":
-            have = cache.encoders()
-            if not any_feature:
-                # Other layers or means of an encoder in the cache leave no doubt about which one MFHCA can take.
-                have = [name for name in have if _is_sequence(cache.features[name])] or have
-            if len(have) != 1:
-                found = (
-                    f"several: {', '.join(have)}. Name one, such as spectrogram+{have[0]}"
-                    if have
-                    else "none; `mfhca extract` adds one"
-                )
-                raise TrainingError(f"{cache.path}: --features encoder needs one encoder's features; it has {found}")
-            name = have[0]
+        if name in ("encoder", *wanted) and name not in cache.features:
+            name = _of_role(cache, name, model)
         if name not in cache.features:
-            names = sorted(cache.features) if any_feature else ["spectrogram", "encoder", *cache.encoders()]
-            valid = ", ".join(["spectrogram+encoder", *names])
+            valid = ", ".join(
+                dict.fromkeys(["+".join(wanted) or "spectrogram+encoder", *wanted, *sorted(cache.features)])
+            )
             raise TrainingError(f"{cache.path} has no feature {name!r} (from --features {features}); expected {valid}")
         info = cache.features[name]
         if info.per != "clip":
@@ -106,22 +113,70 @@ def resolve_features(cache: Cache, features: str, any_feature: bool = False) -> 
                 f"{cache.path}: {name} has features of utterances, any number of rows each, and training takes "
                 "features of clips; read it with cache.dataset or cache.load"
             )
-        role = name if any_feature else "spectrogram" if info.kind == "spectrogram" else "encoder"
-        if role in roles:
-            twice = f"{name} twice" if any_feature else f"two {role}s"
-            raise TrainingError(f"--features {features} names {twice}; expected at most one of each")
-        if not any_feature and not _is_sequence(info):
+        role = _role(info, model)
+        if wanted and role not in wanted:
             raise TrainingError(
-                f"{cache.path}: a clip of {name} has shape {info.shape}, and mfhca needs (frames, width); choose "
+                f"--features {features}: {name} is no input of {model}, which takes {' + '.join(wanted)}"
+            )
+        if role in roles:
+            twice = f"two {role}s" if wanted else f"{name} twice"
+            raise TrainingError(f"--features {features} names {twice}; expected at most one of each")
+        if not _can_take(info, model):
+            raise TrainingError(
+                f"{cache.path}: a clip of {name} has shape {info.shape}, and {model} needs {_NEEDED[model][1]}; choose "
                 "another feature, or train a model of your own on this one: --model my_module:MyModel"
             )
         roles[role] = name
-    return roles if any_feature else {role: roles[role] for role in ROLES if role in roles}
+    # MFHCA is whole with one of its inputs, too; the others are not.
+    if model != "mfhca" and (missing := [role for role in wanted if role not in roles]):
+        have = ", ".join(sorted(cache.features)) or "none yet"
+        raise TrainingError(
+            f"{model} needs {' + '.join(wanted)}; --features {features} names no {' and no '.join(missing)}. "
+            f"{cache.path} has: {have}"
+        )
+    return {role: roles[role] for role in wanted if role in roles} if wanted else roles
 
 
-def _is_sequence(info: FeatureInfo) -> bool:
-    """Whether a clip is (frames, width)."""
-    return info.frames is not None and len(info.shape) == 2
+#: Of models that need frames: how many axes a clip may have at most, and that in words.
+_NEEDED = {
+    "mfhca": (2, "(frames, width)"),
+    "co-attention": (2, "(frames, width)"),
+    "attentive-pooling": (3, "frames: (frames, width) or (layers, frames, width)"),
+}
+
+
+def _role(info: FeatureInfo, model: str) -> str:
+    """What a feature is to a model."""
+    wanted = INPUTS.get(model, ())
+    if not wanted:
+        return info.name
+    return info.kind if info.kind in ("spectrogram", *wanted) else "encoder"
+
+
+def _can_take(info: FeatureInfo, model: str) -> bool:
+    """Whether a model can be made for clips of this shape."""
+    return model not in _NEEDED or (info.frames is not None and len(info.shape) <= _NEEDED[model][0])
+
+
+def _of_role(cache: Cache, role: str, model: str) -> str:
+    """The one feature of the cache that can be this to the model.
+
+    Raises:
+        TrainingError: there is none, or several.
+    """
+    have = sorted(name for name, info in cache.features.items() if info.kind == role)
+    # Other layers or means of an encoder in the cache leave no doubt about which one the model can take.
+    have = [name for name in have if _can_take(cache.features[name], model)] or have
+    if len(have) == 1:
+        return have[0]
+    one = "one encoder's features" if role == "encoder" else f"the feature {role}"
+    if have:
+        named = "+".join(have[0] if part == role else part for part in INPUTS.get(model) or (role,))
+        found = f"several: {', '.join(have)}. Name one, such as {named}"
+    else:
+        adds = "mfhca extract" if role == "encoder" else adding_command(cache.path, cache.plan, role)
+        found = f"none; `{adds}` adds {'one' if role == 'encoder' else 'it'}"
+    raise TrainingError(f"{cache.path}: --features {role} needs {one}; it has {found}")
 
 
 def labelled_utterances(cache: Cache, classes: str, features: Iterable[str]) -> tuple[pd.DataFrame, ClassMap]:
@@ -156,46 +211,54 @@ def require_extracted(cache: Cache, features: Iterable[str], ids: Iterable[str],
 
 
 def load_data(
-    cache: Cache,
+    parts: Sequence[Part],
     roles: dict[str, str],
-    utterances: pd.DataFrame,
     classes: ClassMap,
     device: str,
     progress: ProgressCallback = silent,
     allocate: Allocate = torch.empty,
 ) -> CorpusData:
-    """Load the clips of a table from `labelled_utterances` to the device; what does not fit is read as it is needed.
+    """Load the clips of utterances to the device; what does not fit is read as it is needed.
 
     Args:
+        parts: of one cache, or of several that have the same features; their clips lie one part behind the other.
         roles: from `resolve_features`.
         allocate: makes the tensors that the clips are read into.
     """
-    table = utterances.reset_index(drop=True)
-    clips = cache.clip_table(list(roles.values()), list(table["utterance_id"]))
-    rows = clips["plan_row"].to_numpy()
-    sizes = {name: len(rows) * cache.features[name].clip_bytes for name in roles.values()}
+    tables = [part.cache.clip_table(list(roles.values()), part.own_ids) for part in parts]
+    rows = [(part.cache, table["plan_row"].to_numpy()) for part, table in zip(parts, tables, strict=True)]
+    clips, features = sum(map(len, tables)), parts[0].cache.features
+    sizes = {name: clips * features[name].clip_bytes for name in roles.values()}
     resident = that_fit(sizes, device)
     inputs: dict[str, Tensor | MappedFeature] = {}
     frames: dict[str, Tensor] = {}
     for role, name in roles.items():
-        info, memory = cache.features[name], None
+        info, memory = features[name], None
         if name in resident:
-            memory = allocate((len(rows), *info.shape), dtype=getattr(torch, info.dtype))
+            memory = allocate((clips, *info.shape), dtype=getattr(torch, info.dtype))
         else:
             detail = f"{sizes[name] / 1e9:.1f} GB do not fit in memory and are read batch by batch"
-            progress(Progress(f"loading {name}", len(rows), len(rows), "clips", detail=detail))
-        valid = cache.copy_clips(name, rows, None if memory is None else memory.numpy(), progress)
-        inputs[role] = MappedFeature(cache, name, rows, device) if memory is None else memory.to(device)
+            progress(Progress(f"loading {name}", clips, clips, "clips", detail=detail))
+        valid, at = [], 0
+        for cache, wanted in rows:
+            out = None if memory is None else memory[at : at + len(wanted)].numpy()
+            valid.append(cache.copy_clips(name, wanted, out, progress))
+            at += len(wanted)
+        inputs[role] = MappedFeature(rows, name, device) if memory is None else memory.to(device)
         if info.frames is not None:
-            frames[role] = torch.from_numpy(valid.astype(np.int64)).to(device)
-    owner = pd.Index(table["utterance_id"]).get_indexer(clips["utterance_id"])
-    labels = np.array([classes.classes.index(name) for name in table["class"]], dtype=np.int64)
+            frames[role] = torch.from_numpy(np.concatenate(valid).astype(np.int64)).to(device)
+    owners, at = [], 0
+    for part, table in zip(parts, tables, strict=True):
+        owners.append(at + pd.Index(part.own_ids).get_indexer(pd.Index(table["utterance_id"])))
+        at += len(part.own_ids)
+    owner, utterances = np.concatenate(owners), pd.concat([part.utterances for part in parts])
+    labels = np.array([classes.classes.index(name) for name in utterances["class"]], dtype=np.int64)
     return CorpusData(
         inputs,
         frames,
         torch.from_numpy(labels[owner]).to(device),
         owner,
-        table["utterance_id"].to_numpy(str),
+        utterances["utterance_id"].to_numpy(str),
         labels,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,27 @@ class MappedFeature:
         CacheError: when indexed, damaged bytes.
     """
 
-    def __init__(self, cache: Cache, feature: str, plan_rows: np.ndarray, device: str) -> None:
-        info = cache.feature(feature)
-        self.shape = (len(plan_rows), *info.shape)
+    def __init__(self, parts: Sequence[tuple[Cache, np.ndarray]], feature: str, device: str) -> None:
+        """Clips of caches by their rows of the plan (`Cache.clip_table`), one part behind the other."""
+        info = parts[0][0].feature(feature)
+        self._stops = np.cumsum([len(rows) for _, rows in parts])
+        self.shape = (int(self._stops[-1]), *info.shape)
         self.dtype: torch.dtype = getattr(torch, info.dtype)
-        self._cache, self._feature, self._plan_rows, self._device = cache, feature, plan_rows, device
+        self._parts, self._feature, self._device = tuple(parts), feature, device
 
     def __getitem__(self, clips: Tensor) -> Tensor:
-        rows = self._plan_rows[clips.cpu().numpy()]
-        values = torch.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
-        self._cache.copy_clips(self._feature, rows, values.numpy())
+        wanted = clips.cpu().numpy()
+        values = torch.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
+        part_of = np.searchsorted(self._stops, wanted, side="right")
+        for number, (cache, plan_rows) in enumerate(self._parts):
+            places = np.flatnonzero(part_of == number)
+            rows = plan_rows[wanted[places] - (self._stops[number] - len(plan_rows))]
+            if len(places) == len(wanted):
+                cache.copy_clips(self._feature, rows, values.numpy())
+            elif len(places):
+                found = torch.empty((len(places), *self.shape[1:]), dtype=self.dtype)
+                cache.copy_clips(self._feature, rows, found.numpy())
+                values[torch.from_numpy(places)] = found
         return values.to(self._device)
 
 

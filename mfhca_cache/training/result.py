@@ -20,9 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mfhca_cache.errors import CacheError, TrainingError
-from mfhca_cache.models import build_model
+from mfhca_cache.models import SETTINGS, build_model
 from mfhca_cache.models.own import SCALING_KEYS, rebuild_own
-from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.storage.publish import sync_folder
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.data import Scaling
@@ -39,12 +38,15 @@ class FoldResult:
         predictions: a row a test utterance: utterance_id, speaker, clips, label, prediction, ``p_<class>``.
         curve: a row an epoch: epoch, train_loss, validation_loss, validation_wa, validation_ua, seconds.
         state: the best epoch's weights and the scaling, name → tensor.
+        beside: results of the same training whose epoch was chosen on other utterances, where it was watched for that
+            (`mfhca_cache.training.gap`); a fold that was read from its folder has none.
     """
 
     record: dict[str, Any]
     predictions: pd.DataFrame
     curve: pd.DataFrame
     state: dict[str, Tensor]
+    beside: tuple[FoldResult, ...] = ()
 
     @property
     def number(self) -> int:
@@ -116,10 +118,8 @@ def read_fold(folder: Path) -> FoldResult:
     Raises:
         TrainingError: something is missing or damaged.
     """
-    record = read_record(folder)
+    record, predictions = read_record(folder), read_predictions(folder)
     try:
-        texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
-        predictions = pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
         curve = pd.read_csv(folder / "curve.csv")
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -143,6 +143,24 @@ def read_record(folder: Path) -> dict[str, Any]:
     except CacheError as error:
         raise TrainingError(f"{folder}: not readable as a fold ({error}); delete it and train it again") from error
     return record
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """A fold's predictions.csv alone; see `FoldResult`.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    texts = dict.fromkeys(("utterance_id", "speaker", "label", "prediction"), str)
+    try:
+        table = pd.read_csv(folder / "predictions.csv", dtype=texts, keep_default_na=False)
+        if absent := [name for name in texts if name not in table]:
+            raise ValueError(f"columns {', '.join(absent)} missing")
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{folder / 'predictions.csv'}: not readable ({error}); delete {folder.name} and train it again"
+        ) from error
+    return table
 
 
 def load_checkpoint(
@@ -185,7 +203,7 @@ def _rebuild(
         name, source = str(description["model"]), description.get("model_source")
         with torch.random.fork_rng(devices=[]):
             if source is None:
-                settings = MFHCASettings.from_dict(description["model_settings"])
+                settings = SETTINGS[name].from_dict(description["model_settings"])
                 model = build_model(name, tuple(description["inputs"]), settings)
             elif model_class is None:
                 short = name.rpartition(":")[2]

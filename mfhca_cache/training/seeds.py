@@ -32,6 +32,7 @@ def cross_validate_seeds(
     fold: str | int = "all",
     run: str | Path | None = None,
     device: str = "auto",
+    test_cache: Cache | None = None,
     progress: ProgressCallback = silent,
 ) -> dict[int, list[FoldResult]]:
     """Train the folds of every seed that are not there yet; seed → the results asked for, in order.
@@ -40,7 +41,7 @@ def cross_validate_seeds(
         options: of all seeds; their own ``seed`` is not used.
         seeds: such as ``range(5)``.
         run: the run's folder for seed 0; the other seeds' lie beside it, see `seed_folder`.
-        fold, device, progress: as in `mfhca_cache.training.crossval.cross_validate`, with its errors.
+        fold, device, test_cache, progress: as in `mfhca_cache.training.crossval.cross_validate`, with its errors.
     """
     options = options or TrainOptions()
     return {
@@ -50,6 +51,7 @@ def cross_validate_seeds(
             fold=fold,
             run=None if run is None else seed_folder(run, seed),
             device=device,
+            test_cache=test_cache,
             progress=of_seed(progress, seed),
         )
         for seed in seeds

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mfhca_cache.models import AttentivePooling, LinearProbe, StatisticsModel
 from mfhca_cache.models.own import OwnModel, told_of
 from mfhca_cache.training.data import CorpusData, Scaling, gather, masks
 from mfhca_cache.training.options import Recipe
@@ -59,7 +60,13 @@ def logits(
     """
     batch = gather(data, clips, scaling)
     with torch.autocast(data.labels.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        result: Tensor = model(batch, masks(data, clips)) if isinstance(model, OwnModel) else model(**batch)
+        result: Tensor
+        if isinstance(model, OwnModel | StatisticsModel):
+            result = model(batch, masks(data, clips))
+        elif isinstance(model, LinearProbe | AttentivePooling):
+            result = model(batch["encoder"], masks(data, clips).get("encoder"))
+        else:
+            result = model(**batch)
     return result.float()
 
 

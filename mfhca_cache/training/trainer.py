@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from mfhca_cache.models.own import OwnModel
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.captured import capture_step
+from mfhca_cache.training.closed_form import fit_fold
 from mfhca_cache.training.data import CorpusData, Scaling, fit_scaling
 from mfhca_cache.training.interleave import Steps, side_by_side
 from mfhca_cache.training.job import Job, check_folds, load_job_data, make_model, model_settings, prepare
@@ -108,38 +109,65 @@ def fold_steps(
 ) -> Generator[bool, None, FoldResult]:
     """A fold as steps: yields behind each that was launched, and returns the fold's result.
 
-    Between two of its steps others may use the device, torch's generators apart (`interleave.RandomState`).
+    Between two of its steps others may use the device, torch's generators apart (`interleave.RandomState`). The fold of
+    the same number in ``job.beside`` is watched in the same training, and its result comes as `FoldResult.beside`.
     """
+    if job.options.closed_form:
+        return (yield from fit_fold(job, fold, data, progress))
     started = time.monotonic()
     model = make_model(job, settings := model_settings(job))
-    train, validation, test = (data.clips_of(ids) for ids in (fold.train, fold.validation, fold.test))
+    folds = [fold, *(other for other in job.beside if other.number == fold.number)]
+    train = data.clips_of(fold.train)
     scaling = fit_scaling(data, train)
-    fit = yield from _fit(model, data, scaling, train, validation, job.options, fold, progress)
-    model.load_state_dict(fit.state)
-    log_probabilities = yield from predict(model, data, test, scaling, job.options.precision)
-    if np.isnan(log_probabilities).any():
-        raise TrainingError(f"fold {fold.number} ({fold.name}): the trained model gives NaN for test clips")
-    record = fold_record(job, fold, settings, count_parameters(model))
-    record |= {"step": fit.step, "best_epoch": fit.best_epoch, "epochs": len(fit.curve), "stopped": fit.stopped}
-    record |= {"validation": {"ua": fit.best[0], "loss": -fit.best[1]}}
-    record |= test_scores(data, rows := test.cpu().numpy(), log_probabilities, len(job.classes.classes))
-    record |= {"seconds": round(time.monotonic() - started, 3)}
-    state = {name: value.cpu() for name, value in fit.state.items()}
-    if scaling is not None:
-        state |= {"scaling.mean": scaling.mean.cpu(), "scaling.std": scaling.std.cpu()}
-    return FoldResult(record, predictions(job, fold, data, rows, log_probabilities), pd.DataFrame(fit.curve), state)
+    choices, step = yield from _fit(model, data, scaling, train, folds, job.options, progress)
+    found: list[FoldResult] = []
+    for choice in choices:
+        test = data.clips_of(choice.fold.test)
+        model.load_state_dict(choice.state)
+        log_probabilities = yield from predict(model, data, test, scaling, job.options.precision)
+        if np.isnan(log_probabilities).any():
+            raise TrainingError(f"fold {fold.number} ({fold.name}): the trained model gives NaN for test clips")
+        record = fold_record(job, choice.fold, settings, count_parameters(model))
+        record |= {"step": step, "best_epoch": choice.best_epoch, "epochs": len(choice.curve)}
+        record |= {"stopped": choice.stopped, "validation": {"ua": choice.best[0], "loss": -choice.best[1]}}
+        record |= test_scores(data, rows := test.cpu().numpy(), log_probabilities, len(job.classes.classes))
+        record |= {"seconds": round(time.monotonic() - started, 3)}
+        state = {name: value.cpu() for name, value in choice.state.items()}
+        if scaling is not None:
+            state |= {"scaling.mean": scaling.mean.cpu(), "scaling.std": scaling.std.cpu()}
+        table = predictions(job, choice.fold, data, rows, log_probabilities)
+        found.append(FoldResult(record, table, pd.DataFrame(choice.curve), state))
+    return replace(found[0], beside=tuple(found[1:]))
 
 
 @dataclass
-class _Fit:
-    """The best epoch so far and the learning curve."""
+class _Choice:
+    """A choice of the epoch on a fold's validation clips: the best so far, and the learning curve until it ended."""
 
-    state: dict[str, Tensor]
-    best_epoch: int
-    best: tuple[float, float]
-    curve: list[dict[str, Any]]
-    stopped: str
-    step: str
+    fold: Fold
+    clips: Tensor
+    state: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+    best: tuple[float, float] = (-1.0, 0.0)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str = "limit"
+
+    def look(self, model: nn.Module, row: dict[str, Any], patience: int) -> None:
+        """Take an epoch's row of the curve: its model is the best so far, or patience may be spent."""
+        self.curve.append(row | ({"caveat": "; ".join(self.fold.warnings)} if self.fold.optimistic else {}))
+        epoch, reached = row["epoch"], (row["validation_ua"], -row["validation_loss"])
+        if reached > self.best:
+            self.best, self.best_epoch = reached, epoch
+            self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        if epoch - self.best_epoch >= patience:
+            self.stopped = "patience"
+
+    @property
+    def news(self) -> str:
+        """The last epoch, in words."""
+        marked = " (optimistic: the test set is known)" if self.fold.optimistic else ""
+        ua = self.curve[-1]["validation_ua"]
+        return f"validation UA {100 * ua:.1f} %, best {100 * self.best[0]:.1f} % in epoch {self.best_epoch}{marked}"
 
 
 def _fit(
@@ -147,20 +175,25 @@ def _fit(
     data: CorpusData,
     scaling: Scaling | None,
     train: Tensor,
-    validation: Tensor,
+    folds: Sequence[Fold],
     options: TrainOptions,
-    fold: Fold,
     progress: ProgressCallback,
-) -> Generator[bool, None, _Fit]:
-    """Train until `patience` epochs bring no better validation UA (ties: no lower loss), or `epochs` are done."""
-    recipe = options.recipe
+) -> Generator[bool, None, tuple[list[_Choice], str]]:
+    """Train, and choose the epoch on each fold's validation utterances by itself; the choices, and what the step was.
+
+    A choice ends when `patience` epochs brought it no better validation UA (ties: no lower loss); training ends with
+    the last of them, or when `epochs` are done. The folds have one training set. The first one's numbers are the same
+    whether others are watched beside it or not.
+    """
+    recipe, fold = options.recipe, folds[0]
     optimiser = make_optimiser(model, recipe)
     step: Step = partial(train_step, model, optimiser, data, scaling=scaling, precision=options.precision)
     shuffle = torch.Generator().manual_seed(_seed(options.seed, fold.number))
-    fit = _Fit({}, 0, (-1.0, 0.0), [], "limit", "plain")
+    choices = left = [_Choice(item, data.clips_of(item.validation)) for item in folds]
+    kind = "plain"
     model.train()
     if train.is_cuda and len(train) >= recipe.batch:
-        step, fit.step = _captured(step, model, optimiser, data, train[: recipe.batch])
+        step, kind = _captured(step, model, optimiser, data, train[: recipe.batch])
     for epoch in range(1, recipe.epochs + 1):
         started = time.monotonic()
         order = train[epoch_order(data.labels[train], recipe.sampling, shuffle).to(train.device)]
@@ -176,29 +209,30 @@ def _fit(
         yield from device_done(mean_loss)
         train_loss = float(mean_loss)
         _refuse_not_finite("loss", train_loss, fold, epoch, recipe)
-        log_probabilities = yield from predict(model, data, validation, scaling, options.precision)
-        loss, wa, ua = _validation_scores(log_probabilities, data, validation)
-        _refuse_not_finite("validation loss", loss, fold, epoch, recipe)
-        seconds = round(time.monotonic() - started, 3)
-        fit.curve.append(
-            {"epoch": epoch, "train_loss": train_loss, "validation_loss": loss, "validation_wa": wa,
-             "validation_ua": ua, "seconds": seconds}
-        )  # fmt: skip
-        if fold.optimistic:
-            fit.curve[-1]["caveat"] = "; ".join(fold.warnings)
-        if (ua, -loss) > fit.best:
-            fit.best, fit.best_epoch = (ua, -loss), epoch
-            fit.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        detail = f"validation UA {100 * ua:.1f} %, best {100 * fit.best[0]:.1f} % in epoch {fit.best_epoch}"
-        detail += " (optimistic: the test set is known)" if fold.optimistic else ""
-        if epoch - fit.best_epoch >= recipe.patience:
-            fit.stopped = "patience"
+        for choice in left:
+            with contextlib.nullcontext() if choice is choices[0] else _only_watching(model, train):
+                log_probabilities = yield from predict(model, data, choice.clips, scaling, options.precision)
+            loss, wa, ua = _validation_scores(log_probabilities, data, choice.clips)
+            _refuse_not_finite("validation loss", loss, choice.fold, epoch, recipe)
+            scores = {"validation_loss": loss, "validation_wa": wa, "validation_ua": ua}
+            seconds = round(time.monotonic() - started, 3)
+            row = {"epoch": epoch, "train_loss": train_loss, **scores, "seconds": seconds}
+            choice.look(model, row, recipe.patience)
+        news = left[0].news
+        left = [choice for choice in left if choice.stopped == "limit"]
         # A fold's last report has as many done as there are, so that whoever shows them knows it.
-        total = recipe.epochs if fit.stopped == "limit" else epoch
-        progress(Progress(f"fold {fold.number} ({fold.name})", epoch, total, "epochs", detail=detail))
-        if fit.stopped == "patience":
+        total = recipe.epochs if left else epoch
+        progress(Progress(f"fold {fold.number} ({fold.name})", epoch, total, "epochs", detail=news))
+        if not left:
             break
-    return fit
+    return choices, kind
+
+
+def _only_watching(model: nn.Module, clips: Tensor) -> contextlib.AbstractContextManager[None]:
+    """What is drawn from torch's generators within this is put back: a model of the reader's own may draw always."""
+    if not isinstance(model, OwnModel):
+        return contextlib.nullcontext()  # Ours draw nothing without dropout.
+    return torch.random.fork_rng(devices=[clips.device] if clips.is_cuda else [])
 
 
 def epoch_order(labels: Tensor, sampling: str, generator: torch.Generator) -> Tensor:
