@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "Train folds from a cache, and show the run's scores.",
     "ablate": "Train the rows of one of the paper's tables on a cache, and show the table.",
     "gap": "Train one model under every protocol, and show the size of the optimism.",
-    "report": "Show the scores of the run in folder RUN.",
+    "report": "Show the scores of the run in folder RUN, and write its page.",
     "compare": "Compare two runs on the same test utterances, and say what can be concluded.",
     "folds": "Show how FOLDS cut the corpus in MANIFEST, or write them for other toolkits.",
     "leak-check": "Count what the test sets of FOLDS share with training.",

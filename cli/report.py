@@ -8,31 +8,93 @@ from pathlib import Path
 import click
 
 from mfhca_cache.reporting.intervals import Interval
-from mfhca_cache.reporting.joined import SCORES, JoinedSummary
+from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
 from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, corpora, summarise, write_report
+from mfhca_cache.storage.cache import open_cache
+from mfhca_cache.storage.shard import read_json
+from mfhca_cache.training.seeds import seed_folder
 
-from .show import Screen, grid, percent, quiet_and_json
+from .show import Screen, counted, grid, percent, quiet_and_json
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="The cache that the run was trained from, for features and attention.  [found in cache/ by its fingerprint]",
+)
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RUN",
+    help="A run trained without HCA, whose features are shown beside this run's.  [found beside RUN]",
+)
+@click.option("--fold", type=click.IntRange(1), help="Whose features are shown with training.  [the one of median UA]")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Join N runs, of RUN's seed and those that follow, as `mfhca train --seeds N` leaves them.",
+)
+@click.option("--page/--no-page", default=True, show_default=True, help="Write the page, its figures and tables.")
 @quiet_and_json
-def report(run: Path, quiet: bool, as_json: bool) -> None:
-    """Show the scores of the run in folder RUN.
+def report(
+    run: Path,
+    cache: Path | None,
+    beside: tuple[Path, ...],
+    fold: int | None,
+    seeds: int,
+    page: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Show the scores of the run in folder RUN, and write its page.
 
-    Writes them to report.json and report.csv beside the folds, too.
+    Writes report.json and report.csv beside the folds, and report.html, one file that needs nothing else; its figures
+    as PNG and PDF into figures/, its tables as LaTeX and CSV into tables/.
 
     \b
     Example:
         mfhca report runs/iemocap-mfhca-spectrogram+hubert-base-ls960-strict-paper
-        mfhca report runs/trial --json
+        mfhca report runs/trial --cache /data/cache/iemocap --fold 4
+        mfhca report runs/trial --seeds 5
+        mfhca report runs/trial --no-page --json
     """
     with Screen(quiet, as_json) as screen:
         summary = summarise(run)
-    show_summary(screen, summary)
-    screen.json(summary.to_json())
+        joined = join(summarise(folder) for folder in _of_seeds(run, summary, seeds)) if seeds > 1 else None
+    show_joined(screen, joined) if joined else show_summary(screen, summary)
+    screen.json(joined.to_json() if joined else summary.to_json())
     paths = write_report(summary)
     screen.out.print(f"Wrote {paths[0]} and {paths[1].name}", markup=False, soft_wrap=True)
+    if not page:
+        return
+    # Here, so that `mfhca train`, which shows the same tables, need not wait for matplotlib.
+    from mfhca_cache.reporting.inside import find_cache
+    from mfhca_cache.reporting.page import FIGURES, TABLES, write_page
+
+    with Screen(quiet, as_json) as screen:
+        folder = cache or find_cache(run, read_json(run / "run.json"))
+        opened = open_cache(folder) if folder else None
+        written = write_page(summary, opened, joined=joined, beside=beside, fold=fold, progress=screen.progress)
+    screen.say(
+        f"Wrote {written.path}, {counted(len(written.figures), 'file')} in {FIGURES}/, "
+        f"{len(written.tables)} in {TABLES}/"
+    )
+    for line in written.left_out:
+        screen.say(f"{line}")
+
+
+def _of_seeds(run: Path, summary: RunSummary, seeds: int) -> list[Path]:
+    """The folders of a run and of the seeds that follow its own."""
+    first = int(summary.settings["seed"])
+    name = run.resolve().name
+    plain = run.with_name(name.removesuffix(f"-seed{first}")) if first else run
+    return [run, *(seed_folder(plain, first + number) for number in range(1, seeds))]
 
 
 def show_summary(screen: Screen, summary: RunSummary) -> None:

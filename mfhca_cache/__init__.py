@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mfhca_cache.manifest import write_manifest as write_manifest
     from mfhca_cache.reporting.ablation import tabulate as tabulate
     from mfhca_cache.reporting.compare import compare_runs as compare_runs
+    from mfhca_cache.reporting.page import write_page as write_page
     from mfhca_cache.reporting.summary import summarise as summarise
     from mfhca_cache.spec import ClipSpec as ClipSpec
     from mfhca_cache.spec import EncoderSpec as EncoderSpec
@@ -64,6 +65,7 @@ _HOMES = {
     "write_manifest": "manifest",
     "tabulate": "reporting.ablation",
     "compare_runs": "reporting.compare",
+    "write_page": "reporting.page",
     "summarise": "reporting.summary",
     "ClipSpec": "spec",
     "EncoderSpec": "spec",

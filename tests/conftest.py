@@ -113,6 +113,14 @@ def small_cache_folder(small_manifest: Manifest, tmp_path_factory: pytest.TempPa
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cache]:
+    """A run of three folds, trained for two epochs, and its cache. Tests must not change them."""
+    from .pages import make_run
+
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
 @pytest.fixture
 def small_cache(small_cache_folder: Path) -> Cache:
     """The same, opened."""

@@ -198,7 +198,7 @@ def test_train_goes_on_and_report_repeats_it(here: Path) -> None:
     words = ("--features", "encoder", "--preset", "frozen", "--epochs", "2", "--name", "trial")
     text = run("train", *words, "--fold", "4").output
     assert "4 (2F)" in text and "UA" in text
-    value = json.loads(run("report", "runs/trial", "--json").output)
+    value = json.loads(run("report", "runs/trial", "--no-page", "--json").output)
     assert [fold["name"] for fold in value["folds"]] == ["2F"]
     assert len(value["missing_folds"]) == 9
     assert value["paper"] is None
@@ -222,8 +222,8 @@ def test_test_selected_is_optimistic_in_every_output(here: Path) -> None:
     )
     name = "synthetic-mfhca-random-tiny-test-selected-frozen"
     assert "optimistic" in run("train", *words).output
-    assert "optimistic" in run("report", here / "runs" / name).output
-    assert "optimistic" in run("report", here / "runs" / name, "--json").output
+    assert "optimistic" in run("report", here / "runs" / name, "--no-page").output
+    assert "optimistic" in run("report", here / "runs" / name, "--no-page", "--json").output
     assert "optimistic" in run("train", *words, "--json").output
 
 

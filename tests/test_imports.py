@@ -63,6 +63,8 @@ def test_imports_run_downward_only(path: Path) -> None:
         ("transformers", ["extraction/checkpoint.py"]),
         ("h5py", ["storage/shard.py"]),
         ("librosa", ["extraction/audio.py", "extraction/mel.py"]),
+        ("matplotlib", ["reporting/figures.py"]),
+        ("jinja2", ["reporting/page.py"]),
     ],
 )
 def test_a_heavy_library_has_one_home(library: str, home: list[str]) -> None:
@@ -90,6 +92,20 @@ def test_training_and_reporting_load_neither_transformers_nor_librosa() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (0, "") or done.stderr.strip() == ""
+
+
+def test_training_and_the_tables_of_a_report_wait_for_no_figures() -> None:
+    code = (
+        "import sys; import mfhca_cache.cli.train, mfhca_cache.cli.report; "
+        "sys.exit(str([n for n in ('matplotlib', 'jinja2') if n in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+
+
+def test_figures_are_drawn_without_pyplot() -> None:
+    code = "import sys; import mfhca_cache.reporting.page; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_importing_the_package_is_quick_and_loads_no_torch() -> None:

@@ -189,7 +189,7 @@ class HCA(nn.Module):
                 f"encoder features: got shape {tuple(f_hubert.shape)}; the model expects (B, {L}, {D}); set "
                 "encoder_frames and encoder_width to the shape of the cache's features"
             )
-        w = F.relu(self.weights(self.dropout(f_spec))).unsqueeze(1)  # (B, 1, L)
+        w = self.over_time(f_spec).unsqueeze(1)  # (B, 1, L)
         f_att = torch.matmul(w, self._bilstm(f_hubert))  # Eq. 9: w ⊗ f'_hubert, (B, 1, D)
         if self.settings.attention_softmax:
             f_att = f_att.softmax(-1)  # Eq. 9: over D
@@ -197,6 +197,10 @@ class HCA(nn.Module):
         product = torch.matmul(adaptive_average(f_hubert, (rows, D // rows)), f_att)  # Eq. 10: (B, rows, rows)
         attended = self.attended(product.flatten(1))  # Eq. 10: f'_att, (B, D)
         return torch.cat([F.relu(self.spec_out(f_spec)), F.relu(self.encoder_out(attended))], 1)  # Eq. 11
+
+    def over_time(self, f_spec: Tensor) -> Tensor:
+        """``w`` of Eq. 9, each encoder frame's weight, 0 or more and of no fixed sum: (B, spec_width) → (B, L)."""
+        return F.relu(self.weights(self.dropout(f_spec)))
 
     def _bilstm(self, f_hubert: Tensor) -> Tensor:
         """f'_hubert: (B, L, D) → (B, L, D)."""

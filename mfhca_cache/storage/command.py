@@ -11,13 +11,12 @@ from mfhca_cache.storage.layout import FeatureInfo, Plan
 
 def extract_command(folder: Path, plan: Plan, info: FeatureInfo, split: str | None) -> str:
     """The `mfhca extract` that goes on with a feature, by the settings that it was begun with."""
-    words = _begin(folder, plan)
-    beside = (folder / "spectrogram" / "feature.json").exists()
-    words += _feature_options(info, beside)
-    if info.kind == "spectrogram" or (info.kind == "encoder" and beside):
-        pre_emphasis = read_feature(folder, "spectrogram").settings.get("pre_emphasis")
-        words += ["--pre-emphasis", str(pre_emphasis)] if pre_emphasis else []
-    return shlex.join(words + _choices(plan, info.dtype, split))
+    return shlex.join([*_begin(folder, plan), *_options(folder, info), *_choices(plan, info.dtype, split)])
+
+
+def extract_words(folder: Path, plan: Plan, info: FeatureInfo) -> list[str]:
+    """The words of an `mfhca extract` that makes a feature anew, in the usual place and from the usual manifest."""
+    return ["mfhca", "extract", *_options(folder, info), *_choices(plan, info.dtype, None)]
 
 
 def adding_command(folder: Path, plan: Plan, features: str) -> str:
@@ -38,6 +37,16 @@ def _begin(folder: Path, plan: Plan) -> list[str]:
     if len(tables) != 1:
         named = Path("manifests") / f"{plan.corpus}.csv"
         words += ["--manifest", str(named) if named in tables else "MANIFEST.csv"]
+    return words
+
+
+def _options(folder: Path, info: FeatureInfo) -> list[str]:
+    """The options that mean a feature of this cache, and the spectrogram's where it comes along."""
+    beside = (folder / "spectrogram" / "feature.json").exists()
+    words = _feature_options(info, beside)
+    if info.kind == "spectrogram" or (info.kind == "encoder" and beside):
+        pre_emphasis = read_feature(folder, "spectrogram").settings.get("pre_emphasis")
+        words += ["--pre-emphasis", str(pre_emphasis)] if pre_emphasis else []
     return words
 
 
