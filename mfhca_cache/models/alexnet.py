@@ -1,7 +1,9 @@
 """AlexNet's convolutions on the spectrogram: the paper's "MF ✗", as the baseline [13] has it (CA-MSER, ICASSP 2022).
 
 Layer sizes are those of torchvision's AlexNet (Krizhevsky 2014, arXiv 1404.5997), whose classifier [13] does not use.
-[13] starts from weights trained on ImageNet: a file of them, with torchvision's names, can be given.
+[13] starts from weights trained on ImageNet: a file of them, with torchvision's names, can be given. Without one the
+convolutions start as He et al. 2015 (arXiv 1502.01852) have it: from torch's smaller weights five convolutions without
+batch norm hardly learn.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import safetensors.torch
 import torch
@@ -59,6 +62,10 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2),
         )
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(cast(Tensor, layer.bias))
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(256 * GRID[0] * GRID[1], width)
 
