@@ -104,11 +104,12 @@ def rejections(drawn: Drawn) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for name in SCORES:
         difference = pairs[0][name] - pairs[1][name]
-        wider = {"t": 1.0, "corrected t": correction(drawn.total.shape[1])}
+        folds = drawn.total.shape[1]
+        wider = {"t": 1.0, "corrected t": correction(folds, 1 / (folds - 1))}
         found[name] = {test: float((p_values(difference, by) < ALPHA).mean()) for test, by in wider.items()}
         if name[0] == "mean":
-            folds = difference.deviations + difference.value[:, None]
-            found[name]["Wilcoxon"] = float(np.mean([signed_rank_p(d[d != 0]) < ALPHA for d in folds]))
+            each = difference.deviations + difference.value[:, None]
+            found[name]["Wilcoxon"] = float(np.mean([signed_rank_p(d[d != 0]) < ALPHA for d in each]))
         if name == ("pooled", "wa"):
             found[name]["McNemar"] = float((mcnemar < ALPHA).mean())
     return found

@@ -116,6 +116,8 @@ def _notes(found: Comparison) -> list[str]:
             f"The {folds} folds share most of their training data, so their scores are not independent: tests on "
             "folds, and the t over speakers too, find somewhat too much; the corrected t (Nadeau, Bengio) too little."
         )
+    elif all(len(run.folds) == 1 for run in (*found.a, *found.b)):
+        notes.append("No test on folds: each run has one, so one model a side stands for its method.")
     else:
         notes.append("No test on folds: the runs cut them differently.")
     for run, item in zip(found.a, found.mcnemar, strict=False):

@@ -60,6 +60,7 @@ def write_run(
         record = base | {
             "fold": number, "name": name, "scores": {"utterance": result, "clip": result},
             "confusion": {"utterance": matrix, "clip": matrix},
+            "utterances": {"train": len(predictions) - len(part), "validation": 0, "test": len(part)},
         }  # fmt: skip
         write_fold(folder, FoldResult(record, part, pd.DataFrame({"epoch": [1]}), {}))
     return folder

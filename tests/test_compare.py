@@ -185,6 +185,32 @@ def test_folds_that_are_cut_otherwise_leave_the_tests_on_folds_out(pair: tuple[P
     assert both.folds["utterance_ua"].folds == 5
 
 
+def test_one_fold_is_one_model_and_says_nothing_of_folds(tmp_path: Path) -> None:
+    table = utterances()
+    runs = [
+        write_run(tmp_path / name, guesses(table, right, seed=3), per_fold=len(SPEAKERS), protocol="cross-corpus")
+        for name, right in (("A", 0.7), ("B", 0.5))
+    ]
+    found = compare_runs(*runs)
+    assert found.folds == {} and found.mean["utterance_ua"].corrected_p is None
+    shown = run("compare", *map(str, runs)).output
+    assert "one model a side stands for its method" in shown
+    assert "Wilcoxon" not in shown and "in 1 folds" not in shown
+
+
+def test_the_correction_goes_by_the_sizes_of_training_and_test(tmp_path: Path) -> None:
+    table = utterances(SPEAKERS[:4])
+    runs = [write_run(tmp_path / name, guesses(table, right, 3)) for name, right in (("A", 0.7), ("B", 0.5))]
+    before = compare_runs(*runs).mean["utterance_ua"]
+    for path in tmp_path.glob("*/fold*/result.json"):
+        record = json.loads(path.read_text())
+        record["utterances"] = {"train": 2 * record["utterances"]["test"], "validation": 12, "test": 12}
+        path.write_text(json.dumps(record))
+    after = compare_runs(*runs).mean["utterance_ua"]
+    t = stats.t.isf(np.array([before.p, before.corrected_p, after.corrected_p]) / 2, 3)
+    assert t[0] / t[1] == pytest.approx(np.sqrt(1 + 4 / 3)) and t[0] / t[2] == pytest.approx(np.sqrt(1 + 4 / 2))
+
+
 def test_speakers_are_averaged_over_seeds(tmp_path: Path) -> None:
     for name, right, seeds in (("a", 0.6, (1, 2, 3)), ("b", 0.7, (4, 5, 6))):
         for number, seed in enumerate(seeds):

@@ -18,11 +18,20 @@ import pandas as pd
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.reporting.conclude import cautions, conclude
 from mfhca_cache.reporting.intervals import Counts, Estimate, average, estimates, fold_mean, pooled
-from mfhca_cache.reporting.paired import Difference, FoldTest, McNemar, fold_test, mcnemar, paired_difference
+from mfhca_cache.reporting.paired import (
+    Difference,
+    FoldTest,
+    McNemar,
+    correction,
+    fold_test,
+    mcnemar,
+    paired_difference,
+)
 from mfhca_cache.reporting.speakers import count_speakers, speaker_table
 from mfhca_cache.reporting.summary import RunSummary, plain_records, run_predictions, summarise
 from mfhca_cache.spec import differences
 from mfhca_cache.storage.shard import read_json
+from mfhca_cache.training.result import fold_folder, read_record
 from mfhca_cache.training.seeds import seed_folder
 
 
@@ -91,8 +100,8 @@ def compare_runs(run_a: str | Path, run_b: str | Path, seeds: int = 1) -> Compar
     counts = [[_counts(table, runs_a[0].classes) for table in tables] for tables in (tables_a, tables_b)]
     speakers = len(counts[0][0].speakers)
     words = f"t over {speakers} speakers' differences" + (f", averaged over {seeds} seeds" if seeds > 1 else "")
-    parts = _partition(sides)
-    mean, whole = (_differences(counts, way, words, parts) for way in (fold_mean, pooled))
+    wider = _correction(sides)
+    mean, whole = (_differences(counts, way, words, wider) for way in (fold_mean, pooled))
     folds = _fold_tests(sides)
     return Comparison(
         tuple(runs_a),
@@ -163,22 +172,30 @@ def _counts(table: pd.DataFrame, classes: Sequence[str]) -> Counts:
 
 
 def _differences(
-    counts: Sequence[Sequence[Counts]], way: Callable[[Counts], Estimate], method: str, folds: int | None
+    counts: Sequence[Sequence[Counts]], way: Callable[[Counts], Estimate], method: str, wider: float | None
 ) -> dict[str, Difference]:
     a, b = ([estimates({"utterance": of}, way) for of in side] for side in counts)
     return {
-        name: paired_difference(average([of[name] for of in a]), average([of[name] for of in b]), method, folds)
+        name: paired_difference(average([of[name] for of in a]), average([of[name] for of in b]), method, wider)
         for name in a[0]
     }
 
 
-def _partition(sides: Sequence[tuple[list[RunSummary], list[pd.DataFrame]]]) -> int | None:
-    """Into how many folds the protocols part the speakers (the fewest of the runs), or None where they do not."""
+def _correction(sides: Sequence[tuple[list[RunSummary], list[pd.DataFrame]]]) -> float | None:
+    """What allows for shared training data (the most that any run asks for), or None where folds part no speakers."""
     for _, tables in sides:
         for table in tables:
             if (table.groupby("speaker")["fold"].nunique() > 1).any():
                 return None
-    return min(len(run.folds) + len(run.missing) for runs, _ in sides for run in runs)
+    found = []
+    for run in (run for runs, _ in sides for run in runs):
+        folds = len(run.folds) + len(run.missing)
+        if folds < 2:
+            return None
+        records = [read_record(fold_folder(run.run, int(number))) for number in run.folds["fold"]]
+        shares = [record["utterances"]["test"] / record["utterances"]["train"] for record in records]
+        found.append(correction(folds, float(np.mean(shares))))
+    return max(found)
 
 
 def _speakers(counts: Sequence[Sequence[Counts]], classes: Sequence[str]) -> pd.DataFrame:
@@ -201,12 +218,12 @@ def _mcnemar(tables_a: Sequence[pd.DataFrame], tables_b: Sequence[pd.DataFrame])
 
 
 def _fold_tests(sides: Sequence[tuple[list[RunSummary], list[pd.DataFrame]]]) -> dict[str, FoldTest]:
-    """Of folds' scores averaged over seeds, where all the runs test the same utterances in each fold."""
+    """Of folds' scores averaged over seeds, where all the runs test the same utterances in each of several folds."""
     cut = [
         {tuple(sorted(part)) for _, part in t.groupby("fold")["utterance_id"]} for _, tables in sides for t in tables
     ]
     orders = [list(run.folds["name"]) for runs, _ in sides for run in runs]
-    if any(item != cut[0] for item in cut) or any(order != orders[0] for order in orders):
+    if len(orders[0]) < 2 or any(item != cut[0] for item in cut) or any(order != orders[0] for order in orders):
         return {}
     found = {}
     for name in ("utterance_wa", "utterance_ua"):

@@ -181,7 +181,7 @@ def intervals(runs: Sequence[dict[str, Counts]], way: Callable[[Counts], Estimat
     words = f"t over {len(counts.speakers)} speakers"
     if way is pooled:
         words += ", jackknife"
-    elif not counts.a_fold_a_speaker:
+    elif not counts.a_fold_a_speaker and len(set(counts.fold)) > 1:
         words += f" in {len(set(counts.fold))} folds"
     if len(runs) > 1:
         words += f", each averaged over {len(runs)} seeds"

@@ -63,7 +63,9 @@ def join(runs: Iterable[RunSummary]) -> JoinedSummary:
     if not found:
         raise TrainingError("no run to join; expected one a seed, such as `mfhca train --seeds 5` makes")
     for run in found[1:]:
-        before, now = ({k: v for k, v in item.settings.items() if k != "seed"} for item in (found[0], run))
+        # Parameters, too: a support vector machine has as many as its training utterances ask for.
+        free = ("seed", "parameters")
+        before, now = ({k: v for k, v in item.settings.items() if k not in free} for item in (found[0], run))
         if changed := [key for key in before if before[key] != now[key]]:
             raise TrainingError(
                 f"{run.run} and {found[0].run} differ in {', '.join(changed)}; expected runs that differ in their seed"

@@ -86,13 +86,13 @@ class FoldTest:
 
 
 def paired_difference(
-    a: Estimate, b: Estimate, method: str, folds: int | None = None, level: float = LEVEL
+    a: Estimate, b: Estimate, method: str, wider: float | None = None, level: float = LEVEL
 ) -> Difference:
     """The difference of two scores of the same speakers.
 
     Args:
         method: of the interval, in words.
-        folds: into how many folds the speakers are parted; None where a speaker is tested by several models.
+        wider: by how much the corrected t's error is wider (`correction`); None where folds do not part the speakers.
     """
     found = a - b
     value, speakers = float(found.value), found.deviations.shape[-1]
@@ -107,7 +107,7 @@ def paired_difference(
         *scores,
         interval=Interval(value - half, value + half, level, method, speakers),
         p=float(p_values(found)),
-        corrected_p=float(p_values(found, correction(folds))) if folds and folds > 1 else None,
+        corrected_p=float(p_values(found, wider)) if wider else None,
         effect=value / (error * speakers**0.5),
         detectable=detectable(error, speakers, level),
     )
@@ -121,9 +121,13 @@ def p_values(difference: Estimate, wider: float = 1.0) -> np.ndarray:
     return np.asarray(2 * stats.t.sf(t, difference.deviations.shape[-1] - 1))
 
 
-def correction(folds: int) -> float:
-    """By how much Nadeau and Bengio's standard error is wider: 1/folds + test/training is put for 1/folds."""
-    return float(np.sqrt(1 + folds / (folds - 1)))
+def correction(folds: int, test_to_training: float) -> float:
+    """By how much Nadeau and Bengio's standard error is wider: 1/folds + test/training is put for 1/folds.
+
+    Args:
+        test_to_training: test utterances of a fold over its training utterances, the folds' mean.
+    """
+    return float(np.sqrt(1 + folds * test_to_training))
 
 
 def detectable(standard_error: float, speakers: int, level: float = LEVEL, power: float = POWER) -> float:

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mfhca_cache.errors import TrainingError
@@ -79,7 +80,8 @@ def fit_fold(
     if not all(bool(part.values.isfinite().all()) for part in vectors.values()):
         raise TrainingError(f"fold {fold.number} ({fold.name}): statistics of {', '.join(job.roles.values())} overflow")
     mean, std = standardisation(train.values)
-    begun = _begin(settings, (train.values.double() - mean) / std, train.labels, fold)
+    with threadpool_limits(job.threads):
+        begun = _begin(settings, (train.values.double() - mean) / std, train.labels, fold)
     best: tuple[float, float] = (-1.0, 0.0)
     chosen: StatisticsModel | None = None
     curve: list[dict[str, Any]] = []
@@ -87,7 +89,9 @@ def fit_fold(
     parameter = "C" if isinstance(settings, SVMSettings) else "alpha"
     for row, value in enumerate(settings.grid, 1):
         at = time.monotonic()
-        model = begun(value, tuple(job.roles))
+        # Sums depend on the cores that share them, and scikit-learn's libraries take all that there are.
+        with threadpool_limits(job.threads):
+            model = begun(value, tuple(job.roles))
         model.load_state_dict({**model.state_dict(), "mean": mean, "std": std})
         loss, wa, ua = _scores(model, validation)
         curve.append(
