@@ -68,7 +68,7 @@ def test_sessions_have_no_interval_of_clips(tmp_path: Path) -> None:
     assert sorted(summary.intervals) == sorted(summary.pooled_intervals) == ["utterance_ua", "utterance_wa"]
     assert summary.intervals["utterance_wa"].method == "t over 10 speakers in 5 folds, on log-odds"
     assert list(summary.counts) == ["utterance"] and len(summary.speakers) == 10
-    text = run("report", tmp_path, "--no-page" / "s").output
+    text = run("report", tmp_path / "s", "--no-page").output
     assert "95 % interval" in text and "in 5 folds" in text
 
 
