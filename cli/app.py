@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from mfhca_cache.errors import MfhcaError
+
 #: In the order of use. Their help is written here too, so that `mfhca --help` need not load torch to show it.
 COMMANDS = {
     "demo": "Generate a small corpus and take it the whole way: manifest, cache, ten folds, report.",
@@ -51,12 +53,18 @@ class _Group(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the arguments; Ctrl-C while they are read has a status that shells know, which click's own has not."""
+        try:
+            return super().make_context(*args, **options)
+        except KeyboardInterrupt:
+            click.echo("\nStopped before anything was done.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run, and let no known error end in a traceback."""
-        from mfhca_cache.errors import MfhcaError
-
-        _stop_on_sigterm()
         try:
+            _stop_on_sigterm()
             return super().invoke(ctx)
         except MfhcaError as error:
             click.echo(f"Error: {error}", err=True)

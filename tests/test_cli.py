@@ -252,3 +252,12 @@ def test_sigterm_ends_clearly_and_leaves_no_half_file(synthetic: Path, walked: P
     assert "the same command goes on from there" in err
     assert not list((tmp_path / "c").rglob("*.tmp"))
     assert synthetic.exists()
+
+
+def test_ctrl_c_while_arguments_are_read_has_its_usual_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Group, "make_context", interrupted)
+    result = CliRunner().invoke(mfhca, ["train"])
+    assert result.exit_code == 130 and "Stopped before anything was done" in result.output

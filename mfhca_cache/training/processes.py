@@ -13,7 +13,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -194,7 +194,8 @@ def _work(connection: Connection) -> None:
     except EOFError:
         return
     except BaseException as error:
-        connection.send(("error", portable(error)))
+        with suppress(OSError):  # Whoever would read it may have ended.
+            connection.send(("error", portable(error)))
 
 
 def _end_with_parent() -> None:
