@@ -19,7 +19,7 @@ from mfhca_cache.reporting.joined import SCORES
 from mfhca_cache.reporting.parameters import CLAIMED, SIZES
 from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
-from mfhca_cache.training.ablation import Ablation, check_begun, plan_ablation, train_ablation
+from mfhca_cache.training.ablation import Ablation, check_rows, plan_ablation, train_ablation
 from mfhca_cache.training.changes import parse_changes
 from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
 from mfhca_cache.training.tables import TABLES
@@ -129,7 +129,7 @@ def ablate(
             _announce(screen, ablation)
             if engine == "ray":
                 pairs = [pair for item in ablation.chosen for pair in zip(item.jobs, item.runs, strict=True)]
-                check_begun(pairs)
+                check_rows(pairs)
                 items = [TrainItem(job.options, run, fold) for job, run in pairs]
                 train_on_ray(opened, items, address=address, device=device, progress=screen.progress)
             else:

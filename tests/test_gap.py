@@ -21,7 +21,7 @@ from mfhca_cache.reporting.gap import CONTRASTS, paired, summarise_gap, write_ga
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.training import gap as gap_module
-from mfhca_cache.training.crossval import cross_validate, has_fold
+from mfhca_cache.training.crossval import begin_run, cross_validate, has_fold
 from mfhca_cache.training.gap import GAP_PROTOCOLS, GapItem, plan_gap, train_gap, train_watched
 from mfhca_cache.training.job import prepare
 from mfhca_cache.training.options import TrainOptions
@@ -166,6 +166,25 @@ def test_a_fold_that_comes_out_otherwise_is_refused_and_kept(small_cache: Cache,
     ):
         train_watched(item, other)
     assert json.loads(path.read_text()) == record and not has_fold(other.run, 1)
+
+
+def test_folders_of_other_settings_are_refused_before_anything_is_trained(
+    small_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_gap(small_cache, ENCODER, runs=tmp_path, name="x", device="cpu")
+    other = replace(ENCODER, protocol="test-selected", epochs=9)
+    begin_run(plan[0]["test-selected"].run, prepare(small_cache, other, "cpu"))
+    monkeypatch.setattr(gap_module, "train_and_store", lambda *_: pytest.fail("trained"))
+    with pytest.raises(TrainingError, match=r"(?s)x-test-selected holds a run of other settings.*epochs: 9 → 8"):
+        train_gap(plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["x-test-selected"]
+    # The second choice of the epoch was begun with other threads than its training.
+    shutil.rmtree(tmp_path / "x-test-selected")
+    strict, watching = plan[0]["session"], plan[0]["session-peeked"]
+    begin_run(strict.run, strict.job)
+    begin_run(watching.run, replace(watching.job, threads=strict.job.threads + 1))
+    with pytest.raises(TrainingError, match="x-session-peeked holds a run of other settings"):
+        train_gap(plan)
 
 
 def test_only_one_training_is_watched(small_cache: Cache, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mfhca_cache.reporting.parameters import compare_parameters
 from mfhca_cache.reporting.summary import PAPER_CAVEAT, summarise
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.layout import FeatureInfo
-from mfhca_cache.training.ablation import Ablation, RowRuns, check_begun
+from mfhca_cache.training.ablation import Ablation, RowRuns, check_rows
 from mfhca_cache.training.job import make_model, model_settings
 from mfhca_cache.training.row_inputs import Lack
 
@@ -246,7 +246,7 @@ def tabulate(ablation: Ablation) -> AblationTable:
 
 def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
     try:
-        check_begun(list(zip(item.jobs, item.runs, strict=True)))
+        check_rows(list(zip(item.jobs, item.runs, strict=True)))
     except TrainingError as error:
         item = replace(item, jobs=(), runs=(), problem=str(error))
     found = [summarise(run) for run in item.runs if any(run.glob("fold*/result.json"))]

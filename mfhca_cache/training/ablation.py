@@ -17,7 +17,7 @@ from mfhca_cache.models import CLOSED_FORM, SETTINGS
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.changes import changes_name
-from mfhca_cache.training.crossval import begin_run, cross_validate, has_fold, run_name
+from mfhca_cache.training.crossval import check_begun, cross_validate, has_fold, run_name
 from mfhca_cache.training.data import require_extracted
 from mfhca_cache.training.job import Job, check_folds, prepare
 from mfhca_cache.training.options import OTHER_PRESET, PRESETS, Recipe, TrainOptions
@@ -152,7 +152,7 @@ def train_ablation(
     """
     work = [(item, job, run) for at in range(len(ablation.seeds)) for item, job, run in _of_seed(ablation, at)]
     folds = {run: choose_folds(job.folds, fold) for _, job, run in work}
-    check_begun([(job, run) for _, job, run in work])
+    check_rows([(job, run) for _, job, run in work])
     for _, job, run in work:
         check_folds(job, folds[run])
     total = sum(map(len, folds.values()))
@@ -174,19 +174,18 @@ def train_ablation(
     return failed
 
 
-def check_begun(runs: Sequence[tuple[Job, Path]]) -> None:
+def check_rows(runs: Sequence[tuple[Job, Path]]) -> None:
     """Refuse, before anything is trained, folders that hold runs of other settings.
 
     Raises:
         TrainingError: names the folder and what differs.
     """
     for job, run in runs:
-        if (run / "run.json").exists():
-            try:
-                begin_run(run, job)
-            except TrainingError as error:
-                hint = "The rows of a table have the names of their settings: put these into another folder with --runs"
-                raise TrainingError(f"{error}\n{hint}") from error
+        try:
+            check_begun(run, job)
+        except TrainingError as error:
+            hint = "The rows of a table have the names of their settings: put these into another folder with --runs"
+            raise TrainingError(f"{error}\n{hint}") from error
 
 
 def named_changes(options: TrainOptions) -> tuple[tuple[str, Any], ...]:
