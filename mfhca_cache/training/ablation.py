@@ -22,7 +22,7 @@ from mfhca_cache.training.data import require_extracted
 from mfhca_cache.training.job import Job, check_folds, prepare
 from mfhca_cache.training.options import OTHER_PRESET, PRESETS, Recipe, TrainOptions
 from mfhca_cache.training.row_inputs import Lack, check_named, row_inputs
-from mfhca_cache.training.seeds import seed_folder
+from mfhca_cache.training.seeds import seed_folder, seeds_suffix
 from mfhca_cache.training.tables import TABLES, Row, Table
 
 #: GRF channels of the paper; a preset with fewer has the same share fewer in every row of Table III.
@@ -117,8 +117,7 @@ def plan_ablation(
         _plan_row(cache, found, _of_preset(row, options), number, options, every, Path(runs), (hubert, w2v2), device)
         for number, row in enumerate(found.rows, start=1)
     )
-    suffix = f"-seed{options.seed}" if options.seed else ""
-    suffix += f"-seeds{seeds}" if seeds > 1 else ""
+    suffix = seeds_suffix(options.seed, seeds)
     name = f"{cache.corpus}-{table}-{options.protocol}-{options.preset}{changes_name(changes)}{suffix}"
     wanted = tuple(item for item in here if item.row.name in chosen)
     return Ablation(found, cache, options, every, here, wanted, Path(runs) / name)
