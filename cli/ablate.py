@@ -13,13 +13,14 @@ from rich.text import Text
 from mfhca_cache.distributed.train import TrainItem, train_on_ray
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import PROTOCOLS
+from mfhca_cache.progress import ProgressCallback
 from mfhca_cache.reporting.ablation import AblationTable, RowResult, tabulate
 from mfhca_cache.reporting.ablation_files import limits, mean_std, write_table
 from mfhca_cache.reporting.joined import SCORES
 from mfhca_cache.reporting.parameters import CLAIMED, SIZES
 from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
-from mfhca_cache.training.ablation import Ablation, check_begun, plan_ablation, train_ablation
+from mfhca_cache.training.ablation import Ablation, check_rows, plan_ablation, split_weights, train_ablation
 from mfhca_cache.training.changes import parse_changes
 from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
 from mfhca_cache.training.tables import TABLES
@@ -107,6 +108,7 @@ def ablate(
     number_of_jobs = parse_jobs(jobs)
     check_engine(engine, address, jobs=jobs != "auto")
     opened = open_cache(chosen_cache(cache))
+    common, weights = split_weights(parse_changes(changes))
     options = TrainOptions(
         preset=preset,
         protocol=protocol,
@@ -116,22 +118,20 @@ def ablate(
         learning_rate=learning_rate,
         precision=precision,
         threads=threads,
-        changes=parse_changes(changes),
+        changes=common,
     )
     here = "cpu" if engine == "ray" or show else device
     ablation = plan_ablation(
-        opened, table, options, runs=runs, seeds=seeds, rows=rows, hubert=hubert, w2v2=w2v2, device=here
-    )
+        opened, table, options, runs=runs, seeds=seeds, rows=rows, hubert=hubert, w2v2=w2v2, alexnet_weights=weights,
+        device=here,
+    )  # fmt: skip
     failed: dict[str, str] = {}
     if not show:
         _refuse_nothing(ablation)
         with Screen(quiet, as_json) as screen:
             _announce(screen, ablation)
             if engine == "ray":
-                pairs = [pair for item in ablation.chosen for pair in zip(item.jobs, item.runs, strict=True)]
-                check_begun(pairs)
-                items = [TrainItem(job.options, run, fold) for job, run in pairs]
-                train_on_ray(opened, items, address=address, device=device, progress=screen.progress)
+                failed = _train_on_ray(ablation, fold, address, device, screen.progress)
             else:
                 failed = train_ablation(ablation, fold=fold, jobs=number_of_jobs, progress=screen.progress)
     screen = Screen(quiet, as_json)
@@ -147,6 +147,19 @@ def ablate(
     if failed:
         lines = "\n".join(f"row {name}: {why}" for name, why in failed.items())
         raise TrainingError(f"{counted(len(failed), 'row')} could not be trained; the others are kept.\n{lines}")
+
+
+def _train_on_ray(
+    ablation: Ablation, fold: str, address: str | None, device: str, progress: ProgressCallback
+) -> dict[str, str]:
+    """As `train_ablation`, all rows and seeds at once; name of a row → why it failed."""
+    # Rows that are the same are one run.
+    jobs = {run: job for item in ablation.chosen for job, run in zip(item.jobs, item.runs, strict=True)}
+    check_rows([(job, run) for run, job in jobs.items()])
+    items = [TrainItem(job.options, run, fold) for run, job in jobs.items()]
+    why: dict[Path, str] = {}
+    train_on_ray(ablation.cache, items, address=address, device=device, progress=progress, failed=why.setdefault)
+    return {item.row.name: why[run] for item in ablation.chosen for run in item.runs if run in why}
 
 
 def show_table(screen: Screen, table: AblationTable) -> None:

@@ -9,13 +9,17 @@ import click
 from rich.text import Text
 
 from mfhca_cache.folds import peeked
-from mfhca_cache.models import MODELS
-from mfhca_cache.reporting.gap import PUBLISHED_NOTE, GapSummary, points, summarise_gap, write_gap
+from mfhca_cache.models import CLOSED_FORM, MODELS
+from mfhca_cache.reporting.conclude import points
+from mfhca_cache.reporting.gap import PUBLISHED_NOTE, GapSummary, summarise_gap, write_gap
+from mfhca_cache.reporting.intervals import LEVEL
+from mfhca_cache.reporting.joined import JoinedSummary
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.changes import parse_changes
 from mfhca_cache.training.crossval import has_fold, run_name
 from mfhca_cache.training.gap import TRAINED, WATCHED, GapItem, folds_left, plan_gap, train_gap
 from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
+from mfhca_cache.training.seeds import seeds_suffix
 
 from .show import Screen, chosen_cache, counted, grid, percent, quiet_and_json
 from .train import check_name, parse_jobs
@@ -28,18 +32,20 @@ from .train import check_name, parse_jobs
     "--model",
     default="mfhca",
     show_default=True,
-    metavar="mfhca|MODULE:CLASS",
-    help="MFHCA, or an nn.Module of your own (docs/own-model.md).",
+    metavar="NAME|MODULE:CLASS",
+    help=f"{', '.join(name for name in MODELS if name not in CLOSED_FORM)} (docs/models.md), or an nn.Module of your "
+    "own (docs/own-model.md).",
 )
 @click.option(
     "--features",
-    default="spectrogram+encoder",
-    show_default=True,
+    default="",
     metavar="NAMES",
-    help="As `mfhca train` takes them.",
+    help="As `mfhca train` takes them.  [all that the model can be given]",
 )
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), help="Optimiser, epochs.  [paper; frozen for a model of your own]"
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Optimiser, epochs.  [paper for mfhca, frozen for every other model]",
 )
 @click.option("--learning-rate", type=float, help="[the preset's]")
 @click.option(
@@ -111,11 +117,12 @@ def gap(
         learning_rate=learning_rate,
         precision=precision,
         threads=threads,
-        changes=parse_changes(changes),
+        changes=parse_changes(changes, model),
     )
     plan = plan_gap(opened, options, range(seed, seed + seeds), runs=runs, name=name, device=device)
     job = next(iter(plan.values()))["strict"].job
-    folder = runs / (f"{name}-gap" if name else run_name(opened, job.options, job.roles, protocol="gap"))
+    plain = f"{name}-gap" if name else run_name(opened, job.options, job.roles, protocol="gap")
+    folder = runs / (plain + seeds_suffix(seed, seeds))
     with Screen(quiet, as_json) as screen:
         for items in plan.values():
             for protocol in TRAINED:
@@ -145,7 +152,7 @@ def _say_what_is_trained(screen: Screen, item: GapItem, other: GapItem | None) -
 
 def show_gap(screen: Screen, summary: GapSummary) -> None:
     """Scores by protocol, the optimism in points, and what each difference holds."""
-    settings = next(iter(summary.protocols.values())).runs[0].settings
+    settings = summary.settings
     seeds = summary.seeds
     screen.out.print(
         f"{settings['corpus']} · {settings['model']} on {' + '.join(settings['features'].values())} · "
@@ -163,11 +170,13 @@ def show_gap(screen: Screen, summary: GapSummary) -> None:
             if level == "clip":
                 cells[:2] = [Text("  optimistic" if optimistic else "", "yellow"), ""]
             for kind in ("wa", "ua"):
-                key = f"{level}_{kind}"
-                spread = f" ± {100 * joined.std[key]:.1f}" if joined.std else ""
-                cells += [f"{percent(joined.mean[key])}{spread}", percent(joined.pooled_mean[key])]
+                cells += _with_intervals(joined, f"{level}_{kind}")
             rows.append(cells)
     screen.out.print(grid(None, columns, rows))
+    over = "folds" if len(seeds) == 1 else "folds and seeds"
+    brackets = any(joined.intervals or joined.pooled_intervals for joined in summary.protocols.values())
+    said = f"; [{100 * LEVEL:g} % interval over speakers]" if brackets else ""
+    screen.say(f"WA and UA in percent, folds: mean ± standard deviation over {over}{said}.", style="dim")
     columns = ["points of difference", "level", "WA, folds", "WA pooled", "UA, folds", "UA pooled"]
     rows = [
         [
@@ -192,3 +201,16 @@ def show_gap(screen: Screen, summary: GapSummary) -> None:
     screen.say(
         f"Caution: {', '.join(marked)} are optimistic: the epoch was chosen on the test speakers", style="bold yellow"
     )
+
+
+def _with_intervals(joined: JoinedSummary, key: str) -> list[str | Text]:
+    """Mean ± std, and the pooled score, each above its interval where there is one."""
+    spread = f" ± {100 * joined.std[key]:.1f}" if joined.std else ""
+    cells: list[str | Text] = []
+    for text, found in (
+        (percent(joined.mean[key]) + spread, joined.intervals.get(key)),
+        (percent(joined.pooled_mean[key]), joined.pooled_intervals.get(key)),
+    ):
+        below = f"\n[{100 * found.low:.1f}, {100 * found.high:.1f}]" if found else ""
+        cells.append(Text.assemble(text, (below, "dim")))
+    return cells

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mfhca_cache.manifest import write_manifest as write_manifest
     from mfhca_cache.reporting.ablation import tabulate as tabulate
     from mfhca_cache.reporting.compare import compare_runs as compare_runs
+    from mfhca_cache.reporting.gap import summarise_gap as summarise_gap
     from mfhca_cache.reporting.page import write_page as write_page
     from mfhca_cache.reporting.summary import summarise as summarise
     from mfhca_cache.spec import ClipSpec as ClipSpec
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from mfhca_cache.training.ablation import train_ablation as train_ablation
     from mfhca_cache.training.crossval import cross_validate as cross_validate
     from mfhca_cache.training.data import labelled_utterances as labelled_utterances
+    from mfhca_cache.training.gap import plan_gap as plan_gap
+    from mfhca_cache.training.gap import train_gap as train_gap
     from mfhca_cache.training.options import TrainOptions as TrainOptions
     from mfhca_cache.training.result import FoldResult as FoldResult
     from mfhca_cache.training.result import load_checkpoint as load_checkpoint
@@ -65,6 +68,7 @@ _HOMES = {
     "write_manifest": "manifest",
     "tabulate": "reporting.ablation",
     "compare_runs": "reporting.compare",
+    "summarise_gap": "reporting.gap",
     "write_page": "reporting.page",
     "summarise": "reporting.summary",
     "ClipSpec": "spec",
@@ -84,6 +88,8 @@ _HOMES = {
     "train_ablation": "training.ablation",
     "cross_validate": "training.crossval",
     "labelled_utterances": "training.data",
+    "plan_gap": "training.gap",
+    "train_gap": "training.gap",
     "TrainOptions": "training.options",
     "FoldResult": "training.result",
     "load_checkpoint": "training.result",

@@ -30,10 +30,13 @@ from mfhca_cache.reporting.parameters import (
     base_encoder_parameters,
     compare_parameters,
 )
+from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.cache import Cache, open_cache
+from mfhca_cache.storage.layout import FeatureInfo
 from mfhca_cache.training import ablation as ablation_module
 from mfhca_cache.training.ablation import Ablation, plan_ablation, train_ablation
 from mfhca_cache.training.crossval import cross_validate, run_name
+from mfhca_cache.training.encoders import describe_encoder
 from mfhca_cache.training.job import prepare
 from mfhca_cache.training.options import TrainOptions
 from mfhca_cache.training.row_inputs import row_inputs
@@ -78,6 +81,16 @@ def elsewhere(cache: Cache) -> Cache:
     return replace(cache, plan=replace(cache.plan, corpus="synthetic"))
 
 
+@pytest.fixture
+def of_base_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables take the small encoders for trained ones of the width that the paper's have."""
+
+    def described(info: FeatureInfo) -> dict[str, Any]:
+        return {**describe_encoder(info), "width": 768, "random_weights": False}
+
+    monkeypatch.setattr("mfhca_cache.reporting.ablation.describe_encoder", described)
+
+
 # The tables
 
 
@@ -114,6 +127,24 @@ def test_a_run_finds_its_own_figure_and_none_for_settings_that_the_paper_does_no
     assert find_published("mfhca", both, {"rate": 8, "fusion": "co-attention"}) is None
     assert find_published("mfhca", both, {"channels": [8, 16, 24]}) is None
     assert find_published("mfhca", {"encoder": "hubert-base-ls960"}, {"rate": 8}) == (69.99, 70.57, "Table II: Hubert")
+
+
+def test_the_papers_encoders_are_known_by_family_size_and_layer_and_by_name_where_nothing_else_is_known() -> None:
+    base = {"family": "hubert", "layers": "last", "width": 768, "random_weights": False}
+    alone = {"encoder": "hubert-base-ls960"}
+
+    def found(name: str, **changes: Any) -> float | None:
+        figures = find_published("mfhca", {"encoder": name}, {}, {name: {**base, **changes}})
+        return figures and figures[0]
+
+    assert found("my-own-name") == found("hubert-base-ls960") == 69.99
+    for other in ({"layers": [9]}, {"width": 1024}, {"family": "wavlm"}, {"random_weights": True}):
+        assert found("hubert-base-ls960", **other) is None, other
+    assert found("wavlm-base", family="") is None and found("hubert-base-ls960", family="") == 69.99
+    assert (find_published("mfhca", alone, {}, {}) or ())[:2] == (69.99, 70.57)
+    roles = {"spectrogram": "spectrogram", "mfcc": "mfcc-40", "encoder": "x"}
+    assert find_published("co-attention", roles, {}, {"x": base}) is None
+    assert (find_published("co-attention", roles, {}, {"x": {**base, "family": "wav2vec2"}}) or ())[1] == 72.70
 
 
 def test_rows_are_found_by_number_name_and_label() -> None:
@@ -176,6 +207,30 @@ def test_a_rival_takes_only_the_changes_that_it_can_have(small_cache: Cache, tmp
     assert rows["ridge"].jobs[0].options.changes == ()
     other = planned(small_cache, "table1", tmp_path, TrainOptions(preset="paper", protocol="session"))
     assert {item.row.name: item.runs for item in other.rows}["ridge"] == rows["ridge"].runs
+
+
+def test_weights_of_alexnet_go_to_the_rows_that_have_it(small_cache: Cache, tmp_path: Path) -> None:
+    file = tmp_path / "alexnet.pth"
+    file.write_bytes(b"weights")
+    ablation = planned(small_cache, "table2", tmp_path, alexnet_weights=str(file))
+    assert ablation.folder.name.endswith("-epochs1-channels2.4-alexnetweightsalexnet.pth")
+    for item in ablation.rows:
+        for job, path in zip(item.jobs, item.runs, strict=True):
+            there = "spectrogram" in item.row.inputs and item.row.cells[0] == "✗"
+            assert (job.alexnet is not None) == there == ("alexnetweightsalexnet.pth" in path.name), item.row.name
+    assert sum(job.alexnet is not None for item in ablation.rows for job in item.jobs) == 3
+    assert f"alexnet_weights {file}" in tabulate(ablation).changed
+    row = next(row for row in TABLES["table1"].rows if row.name == "co-attention")
+    options = ablation_module._options(row, CHEAP, ("spectrogram", "mfcc-40", "random-tiny"), str(file))
+    assert options.changes == (("epochs", 1), ("alexnet_weights", str(file)))
+    everywhere = TrainOptions(changes=(("spectrogram_network", "alexnet"), ("alexnet_weights", str(file))))
+    rows = {item.row.name: item for item in planned(small_cache, "table1", tmp_path, everywhere).rows}
+    assert rows["mfhca"].jobs[0].alexnet is not None
+    assert rows["linear-probe"].jobs[0].options.changes == ()
+    with pytest.raises(TrainingError, match="alexnet_weights: no row of table4 has AlexNet"):
+        planned(small_cache, "table4", tmp_path, alexnet_weights=str(file))
+    with pytest.raises(TrainingError, match=r"alexnet_weights: .*none\.pth cannot be read"):
+        planned(small_cache, "table2", tmp_path, alexnet_weights=str(tmp_path / "none.pth"))
 
 
 # Features
@@ -351,12 +406,15 @@ def test_a_folder_of_other_settings_is_neither_trained_nor_shown(small_cache: Ca
 # The table
 
 
-def test_the_papers_figures_stand_beside_iemocap_alone(small_cache: Cache, tmp_path: Path) -> None:
-    plain = TrainOptions(preset="quick", protocol="session")
+@pytest.mark.usefixtures("of_base_size")
+def test_the_papers_figures_stand_beside_iemocap_alone(small_cache: Cache, two: Cache, tmp_path: Path) -> None:
+    plain = TrainOptions(preset="frozen", protocol="session")
     for name in TABLES:
-        ours = tabulate(planned(small_cache, name, tmp_path, plain))
+        ours = tabulate(planned(two, name, tmp_path, plain))
         assert ours.comparable and ours.published_header == "paper"
+        assert {row.state for row in ours.rows} <= {NOT_TRAINED, NOT_BUILT} | ({LACKING} if name == "table1" else set())
         assert [row.published for row in ours.rows] == [row.published for row in TABLES[name].rows]
+        assert not any("no figure" in line for line in ours.remarks())
         other = tabulate(planned(elsewhere(small_cache), name, tmp_path, plain))
         assert not other.comparable
         assert other.shows_published == (name == "table1")
@@ -371,6 +429,55 @@ def test_the_papers_figures_stand_beside_iemocap_alone(small_cache: Cache, tmp_p
     fewer = tabulate(planned(small_cache, "table2", tmp_path, replace(CHEAP, classes=str(two_classes))))
     assert not fewer.shows_published
     assert any("are not set beside iemocap with 2 classes" in line for line in fewer.remarks())
+
+
+@pytest.mark.usefixtures("of_base_size")
+def test_the_papers_figures_stand_not_beside_other_settings_or_encoders(two: Cache, tmp_path: Path) -> None:
+    def without(table: str, options: TrainOptions, **how: Any) -> set[int]:
+        found = tabulate(planned(two, table, tmp_path, options, **how))
+        assert found.comparable and not any("not set beside" in line for line in found.remarks())
+        numbers = [row.number for row in found.rows if row.published is None and not row.apart]
+        said = "the paper has no figure for these settings and features"
+        assert any(said in line for line in found.remarks()) == bool(numbers)
+        return set(numbers)
+
+    plain = TrainOptions(preset="frozen", protocol="session")
+    assert without("table2", plain) == set()
+    assert without("table2", replace(plain, changes=(("rate", 8),))) == {2, 5, 7, 9, 11}  # Those with MF.
+    assert without("table2", plain, hubert="noise-w2v2", w2v2="random-tiny") == {3, *range(4, 12)}
+    assert without("table1", replace(plain, changes=(("rate", 8),))) == {6}
+    for table, rows in (("table3", 5), ("table4", 4)):
+        assert without(table, replace(plain, preset="quick")) == set(range(1, rows + 1))
+
+
+def test_the_table_has_a_figure_where_the_report_has_it(small_cache: Cache, tmp_path: Path) -> None:
+    ablation = planned(small_cache, "table2", tmp_path, rows=["hubert"])
+    train_ablation(ablation, fold=1, jobs=1)
+    run = ablation.rows[2].runs[0]
+    path = run / "fold01" / "result.json"
+    record = json.loads(path.read_text())
+    assert record["encoders"] == {
+        "random-tiny": {"family": "hubert", "layers": "last", "width": 64, "random_weights": True}
+    }
+    base = {"family": "hubert", "layers": "last", "width": 768, "random_weights": False}
+    before = {key: value for key, value in record.items() if key != "encoders"}
+    for changed, figures in (
+        ({"encoders": {"random-tiny": base}}, (69.99, 70.57)),
+        ({"encoders": {"random-tiny": {**base, "layers": [9]}}}, None),
+        ({}, None),
+        ({"features": {"encoder": "hubert-base-ls960"}}, (69.99, 70.57)),
+    ):
+        path.write_text(json.dumps({**before, **changed}))
+        paper = summarise(run).paper
+        assert (paper and paper[:2]) == tabulate(ablation).rows[2].published == figures
+
+
+def test_a_row_whose_model_cannot_be_made_leaves_the_table(small_cache: Cache, tmp_path: Path) -> None:
+    # 64 is no multiple of it.
+    options = replace(CHEAP, changes=(*CHEAP.changes, ("attention_grid", 30)))
+    rows = tabulate(planned(small_cache, "table2", tmp_path, options)).rows
+    assert rows[10].state == NOT_TRAINED and rows[10].parameters is None
+    assert rows[0].parameters and rows[2].parameters
 
 
 def test_systems_that_are_not_built_say_so(small_cache: Cache, tmp_path: Path) -> None:
@@ -416,6 +523,16 @@ def test_random_weights_and_optimism_are_told(small_cache: Cache, tmp_path: Path
     assert "(optimistic)" in to_latex(table) and "Hubert (random weights)" in to_latex(table)
 
 
+def test_sentences_end_once_and_commands_can_be_pasted(small_cache: Cache, tmp_path: Path) -> None:
+    text = to_latex(tabulate(planned(small_cache, "table2", tmp_path)))
+    assert "on the test speaker.\\par" in text and ".." not in text
+    ablation = plan_ablation(small_cache, "table2", CHEAP, runs=tmp_path / "my runs", rows=["hubert"], device="cpu")
+    table = tabulate(ablation)
+    rows = [replace(row, state=TRAINED if row.name in ("hubert", table.full) else row.state) for row in table.rows]
+    ((name, line),) = replace(table, rows=tuple(rows)).compare_commands()
+    assert name == "hubert" and shlex.split(line) == ["mfhca", "compare", rows[2].runs[0], rows[10].runs[0]]
+
+
 def test_latex_shows_every_character_and_numbers_stay_numbers(small_cache: Cache, tmp_path: Path) -> None:
     assert escape("50 % of a_b & {c} ± ✗") == r"50 \% of a\_b \& \{c\} $\pm$ $\times$"
     ablation = planned(small_cache, "table2", tmp_path, rows=["hubert"])
@@ -429,7 +546,7 @@ def test_latex_shows_every_character_and_numbers_stay_numbers(small_cache: Cache
     frame = to_frame(table)
     assert list(frame["row"]) == list(range(1, 12))
     assert frame.loc[2, "mean_utterance_wa"] == table.rows[2].mean["utterance_wa"]
-    assert frame.loc[2, "published_iemocap_ua"] == 70.57
+    assert frame.loc[0, "published_iemocap_ua"] == 62.25 and frame["published_iemocap_ua"].isna()[2]
     assert frame.loc[0, "state"] == NOT_TRAINED and frame.loc[0, "folds"] == 0
 
 
@@ -455,7 +572,8 @@ def test_the_page_has_the_figures_that_the_tables_have() -> None:
 def test_the_command_trains_shows_and_writes(here: Path) -> None:
     text = run("ablate", "table2", *WORDS, "--row", "hubert", "--row", "2").output
     assert "Table II: ablation of MF and HCA · iemocap · session · preset quick" in text
-    assert "Hubert" in text and "random weights" in text and "69.99/70.57" in text
+    assert "Hubert" in text and "random weights" in text and "62.13/62.25" in text and "69.99" not in text
+    assert "rows 2, 3, 8, 9, 10, 11: the paper has no figure for these settings and features" in " ".join(text.split())
     assert "Row 4 (spec-w2v2) is left out: no features of a wav2vec 2.0 encoder. To add it:" in text
     folder = here / "runs" / "iemocap-table2-session-quick-epochs1-channels2.4"
     assert sorted(path.name for path in folder.iterdir()) == ["table.csv", "table.json", "table.md", "table.tex"]
@@ -465,7 +583,7 @@ def test_the_command_trains_shows_and_writes(here: Path) -> None:
     assert (here / "runs" / "iemocap-mfhca-random-tiny-session-quick-epochs1-channels2.4" / "report.json").exists()
     value = json.loads(run("ablate", "table2", *WORDS[:-2], "--show", "--json").output)
     assert value == {**json.loads((folder / "table.json").read_text()), "files": value["files"], "failed": {}}
-    assert value["rows"][2]["published"] == {"wa": 69.99, "ua": 70.57}
+    assert value["rows"][0]["published"] == {"wa": 62.13, "ua": 62.25} and value["rows"][2]["published"] is None
     assert value["rows"][2]["cells"] == {"MF": "✗", "HCA": "✗"}
     assert run("ablate", "table2", *WORDS[:-2], "--show", "--quiet").output == ""
 
@@ -499,6 +617,37 @@ def test_a_failure_ends_with_status_1_after_all_is_shown(monkeypatch: pytest.Mon
     text = run("ablate", "table4", *WORDS, "--row", "1/8", expect=1).output
     assert "Wrote runs/iemocap-table4" in text
     assert "Error: 1 row could not be trained; the others are kept." in text and "the loss is not finite" in text
+
+
+@pytest.mark.usefixtures("here")
+def test_the_command_takes_weights_of_alexnet(tmp_path: Path) -> None:
+    (tmp_path / "alexnet.pth").write_bytes(b"weights")
+    words = ("ablate", "table2", *WORDS, "--set", "alexnet_weights=alexnet.pth")
+    text = " ".join(run(*words, "--show").output.split())
+    assert "alexnet_weights alexnet.pth" in text
+    assert "runs/iemocap-table2-session-quick-epochs1-channels2.4-alexnetweightsalexnet.pth/table.json" in text
+    assert "given once" not in text
+    assert "give it once" in run(*words, "--set", "alexnet_weights=b.pth", expect=1).output
+
+
+def test_with_ray_rows_that_are_one_run_are_one_item_and_failures_are_told(
+    here: Path, two_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainItem] = []
+
+    def train(cache: Cache, items: list[TrainItem], failed: Callable[[Path, str], object], **_: Any) -> None:
+        asked.extend(items)
+        for item in items:
+            if "alexnet" in item.run.name:
+                failed(item.run, "the loss is not finite")
+                failed(item.run, "a second fold's is not either")
+
+    monkeypatch.setattr(command, "train_on_ray", train)
+    words = [*WORDS[:-2], "--cache", str(two_folder), "--w2v2", "random-tiny", "--engine", "ray"]
+    text = run("ablate", "table2", *words, "--row", "spec-w2v2", "--row", "spec-hubert", "--row", "3", expect=1).output
+    assert len(asked) == len({item.run for item in asked}) == 2
+    assert "Wrote runs/iemocap-table2" in text and "2 rows could not be trained; the others are kept." in text
+    assert "row spec-w2v2: the loss is not finite" in text and "row spec-hubert: the loss is not finite" in text
 
 
 def test_with_ray_rows_and_seeds_are_items_of_one_call(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -17,11 +17,13 @@ from scipy import stats
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import OPTIMISTIC_NOTE, peeked
 from mfhca_cache.progress import Progress
-from mfhca_cache.reporting.gap import CONTRASTS, paired, summarise_gap, write_gap
+from mfhca_cache.reporting.gap import CONTRASTS, Contrast, summarise_gap, write_gap
+from mfhca_cache.reporting.intervals import Estimate
+from mfhca_cache.reporting.paired import paired_difference
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.cache import Cache, open_cache
 from mfhca_cache.training import gap as gap_module
-from mfhca_cache.training.crossval import cross_validate, has_fold
+from mfhca_cache.training.crossval import begin_run, cross_validate, has_fold
 from mfhca_cache.training.gap import GAP_PROTOCOLS, GapItem, plan_gap, train_gap, train_watched
 from mfhca_cache.training.job import prepare
 from mfhca_cache.training.options import TrainOptions
@@ -168,6 +170,25 @@ def test_a_fold_that_comes_out_otherwise_is_refused_and_kept(small_cache: Cache,
     assert json.loads(path.read_text()) == record and not has_fold(other.run, 1)
 
 
+def test_folders_of_other_settings_are_refused_before_anything_is_trained(
+    small_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_gap(small_cache, ENCODER, runs=tmp_path, name="x", device="cpu")
+    other = replace(ENCODER, protocol="test-selected", epochs=9)
+    begin_run(plan[0]["test-selected"].run, prepare(small_cache, other, "cpu"))
+    monkeypatch.setattr(gap_module, "train_and_store", lambda *_: pytest.fail("trained"))
+    with pytest.raises(TrainingError, match=r"(?s)x-test-selected holds a run of other settings.*epochs: 9 → 8"):
+        train_gap(plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["x-test-selected"]
+    # The second choice of the epoch was begun with other threads than its training.
+    shutil.rmtree(tmp_path / "x-test-selected")
+    strict, watching = plan[0]["session"], plan[0]["session-peeked"]
+    begin_run(strict.run, strict.job)
+    begin_run(watching.run, replace(watching.job, threads=strict.job.threads + 1))
+    with pytest.raises(TrainingError, match="x-session-peeked holds a run of other settings"):
+        train_gap(plan)
+
+
 def test_only_one_training_is_watched(small_cache: Cache, tmp_path: Path) -> None:
     items_of = plan_gap(small_cache, ENCODER, runs=tmp_path, device="cpu")[0]
     with pytest.raises(TrainingError, match="strict and test-selected do not have the same training sets"):
@@ -237,23 +258,46 @@ def test_what_the_gap_amounts_to(gap_runs: dict[str, list[Path]], tmp_path: Path
     }
     for item in summary.contrasts[:2]:  # A fold is a speaker.
         differences = folds[item.protocol] - folds[item.base]
-        found = item.paired["ua"]
-        assert list(found.speakers) == ["1F", "1M", "2F", "2M", "3F", "3M"]
-        assert sorted(found.speakers.values()) == pytest.approx(sorted(differences))
-        assert item.mean["utterance_ua"] == pytest.approx(differences.mean()) == pytest.approx(found.mean)
+        found, speakers = item.paired["utterance_ua"], item.speakers["utterance_ua"]
+        assert list(speakers) == ["1M", "1F", "2M", "2F", "3M", "3F"]
+        assert list(speakers.values()) == pytest.approx(differences)
+        assert item.mean["utterance_ua"] == pytest.approx(differences.mean()) == pytest.approx(found.difference)
         low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
-        if np.ptp(differences) > 1e-9:
-            assert found.interval == pytest.approx((low, high))
+        assert (found.interval is not None) == (np.ptp(differences) > 1e-9)
+        if found.interval is not None:
+            assert (found.interval.low, found.interval.high) == pytest.approx((low, high))
+            assert found.interval.method == "t over 6 speakers' differences, averaged over 2 seeds"
+            assert f"std {100 * differences.std(ddof=1):.1f}, 95 % interval" in item.sentence
     pooled = summary.contrasts[2].pooled["clip_wa"]
     one, other = (np.mean([summarise(path).pooled["clip_wa"] for path in gap_runs[n]]) for n in ("session", "strict"))
     assert pooled == pytest.approx(one - other)
     assert (
         "5 instead of 4" in summary.contrasts[1].holds and "3 larger folds instead of 6" in summary.contrasts[2].holds
     )
+    # Sessions test two speakers a fold; each speaker is still held against its own score.
+    tested = pd.concat([read_fold(path).predictions for path in sorted(gap_runs["session"][0].glob("fold*"))])
+    right = (tested["label"] == tested["prediction"]).groupby(tested["speaker"]).mean()
+    again = pd.concat([read_fold(path).predictions for path in sorted(gap_runs["session"][1].glob("fold*"))])
+    right = (right + (again["label"] == again["prediction"]).groupby(again["speaker"]).mean()) / 2
+    assert summary.contrasts[3].paired["utterance_wa"].b == pytest.approx(right.mean())
     paths = write_gap(summary, tmp_path / "gap")
     value = json.loads(paths[0].read_text(), parse_constant=lambda name: pytest.fail(name))
     assert value["protocols"]["strict-peeked"]["optimistic"] and not value["protocols"]["strict"]["optimistic"]
     assert value["published"]["points"] == {"5": 2.7, "10": 4.7}
+    assert {key: value[key] for key in ("corpus", "model", "features", "preset", "seeds")} == {
+        "corpus": "iemocap", "model": "mfhca", "features": {"encoder": "random-tiny"}, "preset": "frozen",
+        "seeds": [0, 1],
+    }  # fmt: skip
+    joined, written = summary.protocols["strict"], value["protocols"]["strict"]
+    assert (
+        written["intervals"]["utterance_ua"]["low"]
+        == joined.intervals["utterance_ua"].low
+        < written["mean"]["utterance_ua"]
+    )
+    assert written["pooled_intervals"].keys() == joined.pooled_intervals.keys()
+    table = pd.read_csv(paths[1]).set_index("what")
+    assert table.loc["strict", "utterance_wa_pooled_high"] == joined.pooled_intervals["utterance_wa"].high
+    assert np.isnan(table.loc["session", "clip_wa_mean_low"]), "clips of two speakers a fold have no interval"
     assert "optimistic" in paths[1].read_text()
     shutil.copytree(gap_runs["strict"][0], tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "fold02")
@@ -261,13 +305,21 @@ def test_what_the_gap_amounts_to(gap_runs: dict[str, list[Path]], tmp_path: Path
         summarise_gap({**gap_runs, "strict": [tmp_path / "part", gap_runs["strict"][1]]})
 
 
-def test_paired_differences_of_few_speakers() -> None:
-    found = paired({"a": 0.1, "b": 0.3, "c": -0.1})
-    assert (found.mean, found.std) == (pytest.approx(0.1), pytest.approx(0.2))
-    half = 4.302652729911275 * 0.2 / math.sqrt(3)  # t of 2 degrees of freedom, two-sided 95 %, from a table
-    assert found.interval == pytest.approx((0.1 - half, 0.1 + half))
-    assert paired({"a": 0.1}).interval is None
-    assert (paired({"a": 0.0, "b": 0.0}).std, paired({"a": 0.0, "b": 0.0}).interval) == (0.0, None)
+def test_sentences_without_an_interval() -> None:
+    def sentence(*values: float) -> str:
+        a, b = (
+            Estimate(np.array(value), np.array(v))
+            for value, v in ((np.mean(values), values - np.mean(values)), (0.0, np.zeros(len(values))))
+        )
+        speakers = {str(number): value for number, value in enumerate(values)}
+        found = paired_difference(a, b, "t")
+        return Contrast("x", "y", "it all", {}, {}, {"utterance_ua": found}, {"utterance_ua": speakers}).sentence
+
+    assert sentence(0.1) == "x − y: +10.0 points of UA, of one speaker, so without a spread. It holds it all."
+    assert "+10.0 points of UA, mean over 2 speakers; the same for each, so without" in sentence(0.1, 0.1)
+    assert "no speaker's UA differs, so without an interval" in sentence(0.0, 0.0)
+    # t of 2 degrees of freedom, two-sided 95 %, from a table: 4.302652729911275 * 20 / √3 = 49.7.
+    assert "(std 20.0, 95 % interval −39.7 to +59.7). It holds it all. Zero is within" in sentence(0.1, 0.3, -0.1)
 
 
 def test_the_command(small_cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,9 +343,38 @@ def test_the_command(small_cache_folder: Path, tmp_path: Path, monkeypatch: pyte
     ):
         assert said in text
     assert text.count("optimistic") >= 6
+    assert "[95 % interval over speakers]" in text
     again = json.loads(run("gap", *words, "--json").output)
     assert again == json.loads((tmp_path / folder / "gap.json").read_text())
-    assert "6 folds, 6 done before" in run("gap", *words).output
+    shown = run("gap", *words).output
+    assert "6 folds, 6 done before" in shown
+    tables = [line for line in shown.splitlines() if line[:1] in "┏┃┡│└"]
+    assert tables and max(map(len, tables)) <= 100 and not any("…" in line for line in tables)
+    before = (tmp_path / folder / "gap.json").read_text()
+    assert f"Wrote {folder}-seed1/gap.json" in run("gap", *words, "--seed", "1").output
+    assert (tmp_path / folder / "gap.json").read_text() == before
     assert "optimistic" in run("report", "runs/iemocap-mfhca-random-tiny-strict-peeked-frozen").output
     run("gap", *words, "--name", "a/b", expect=2)
     run("gap", *words, "--jobs", "0", expect=2)
+
+
+def test_the_command_takes_every_model_with_epochs(
+    small_cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainOptions] = []
+
+    def stop(cache: Cache, options: TrainOptions, *_: object, **__: object) -> None:
+        asked.append(options)
+        raise TrainingError("seen enough")
+
+    monkeypatch.setattr("mfhca_cache.cli.gap.plan_gap", stop)
+    words = ("gap", "--cache", small_cache_folder, "--runs", tmp_path, "--device", "cpu")
+    for model, change in (
+        ("linear-probe", ()),
+        ("attentive-pooling", ("--set", "hidden=32")),
+        ("co-attention", ("--set", "lstm_width=64")),
+    ):
+        run(*words, "--model", model, *change, expect=1)
+    assert [options.features for options in asked] == ["encoder", "encoder", "spectrogram+mfcc+encoder"]
+    assert [options.changes for options in asked[1:]] == [(("hidden", 32),), (("lstm_width", 64),)]
+    assert {options.preset for options in asked} == {"frozen"}

@@ -111,3 +111,19 @@ def test_figures_are_drawn_without_pyplot() -> None:
 def test_importing_the_package_is_quick_and_loads_no_torch() -> None:
     code = "import sys, mfhca_cache; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_public_names_are_there_and_known_to_type_checkers() -> None:
+    import mfhca_cache
+
+    for name in mfhca_cache.__all__:
+        assert getattr(mfhca_cache, name) is not None
+    tree = ast.parse((LIBRARY / "__init__.py").read_text())
+    stated = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mfhca_cache.")
+        for alias in node.names
+    }
+    assert stated == {name: f"mfhca_cache.{home}" for name, home in mfhca_cache._HOMES.items()}
+    assert {"plan_gap", "train_gap", "summarise_gap"} <= stated.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -358,6 +359,33 @@ def test_training_goes_on_where_it_stopped(
         train_on_ray(cache, [TrainItem(replace(OPTIONS, epochs=2), tmp_path / "r")])
     with pytest.raises(TrainingError, match="two items name one run"):
         train_on_ray(cache, [*items(tmp_path), *items(tmp_path)])
+
+
+def test_a_training_that_fails_is_told_and_keeps_no_other_from_being_trained(
+    small_cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_here(function: Any, tasks: list[Task], **_: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        return {task.name: function(**task.arguments) for task in tasks}, {}
+
+    here = SimpleNamespace(device=lambda _: "cpu", cpus_of_task=lambda *_: 1, run=run_here)
+    monkeypatch.setattr(train_module, "join_cluster", lambda _: contextlib.nullcontext(here))
+    cause: list[OSError | None] = [None]
+
+    def failing(cache: Any, options: Any, *, run: str, **how: Any) -> Any:
+        if run.endswith("-seed1"):
+            raise TrainingError("the loss is not finite") from cause[0]
+        return cross_validate(cache, options, run=run, **how)
+
+    monkeypatch.setattr(train_module, "cross_validate", failing)
+    cache, told = open_cache(small_cache_folder), []
+    train_on_ray(cache, items(tmp_path), device="cpu", failed=lambda run, why: told.append((run, why)))
+    assert told == [(tmp_path / "r-seed1", "the loss is not finite")] * 3
+    assert len(list((tmp_path / "r").glob("fold*/result.json"))) == 3
+    with pytest.raises(TrainingError, match="the loss is not finite"):
+        train_on_ray(cache, items(tmp_path), device="cpu")
+    cause[0] = OSError("no space left")
+    with pytest.raises(TrainingError, match="the loss is not finite"):
+        train_on_ray(cache, items(tmp_path), device="cpu", failed=lambda *_: pytest.fail("a full disk is no row's"))
 
 
 @pytest.mark.usefixtures("ray")

@@ -7,13 +7,13 @@ tasks agree on it, and submits the folds that are missing; a task trains one fol
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from mfhca_cache.distributed.cluster import Answer, Task, check_shared, join_cluster
-from mfhca_cache.errors import TrainingError
+from mfhca_cache.errors import MfhcaError, TrainingError
 from mfhca_cache.folds import choose_folds
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache, open_cache
@@ -49,6 +49,7 @@ def train_on_ray(
     address: str | None = None,
     device: str = "auto",
     progress: ProgressCallback = silent,
+    failed: Callable[[Path, str], object] | None = None,
 ) -> list[Path]:
     """Train the folds that are not there yet on the nodes of a Ray cluster; the folders of all, in order.
 
@@ -60,6 +61,8 @@ def train_on_ray(
         address: ``HOST:PORT`` of the cluster, ``auto``, or None for a cluster of this machine alone.
         device: auto (cuda where the cluster has GPUs), cpu or cuda.
         progress: called about once a second.
+        failed: told, when all is done, of the run of each fold whose training failed, and why; without it the first
+            such fold ends everything. A disk that is full, or a node that does not fit, always does.
 
     Raises:
         ClusterError: Ray is not installed, there is no such cluster, or a node does not see the cache or the runs.
@@ -84,13 +87,17 @@ def train_on_ray(
             require_extracted(cache, job.roles.values(), ids, f"fold {fold.number} ({fold.name})")
             path = fold_folder(run, fold.number)
             common = {"cache": str(cache.path.absolute()), "seen": seen, "options": job.options, "run": str(run)}
-            begun = file_sha256(run / "run.json")
-            tasks[str(path)] = Task(str(path), {**common, "begun": begun, "fold": fold.number}), path
+            mine = {"begun": file_sha256(run / "run.json"), "fold": fold.number, "keep_going": failed is not None}
+            tasks[str(path)] = Task(str(path), {**common, **mine}), path
     total = sum(map(len, chosen))
     resumed = total - len(tasks)
     if tasks:
         threads = max(job.threads for job in jobs)
-        _run([task for task, _ in tasks.values()], total, resumed, address, device, threads, progress)
+        why = _run([task for task, _ in tasks.values()], total, resumed, address, device, threads, progress)
+        for run, item in zip(folders, items, strict=True):
+            for name, reason in why.items():
+                if failed is not None and Path(name).parent == run:
+                    failed(item.run, reason)
     return [fold_folder(run, fold.number) for run, folds in zip(folders, chosen, strict=True) for fold in folds]
 
 
@@ -102,8 +109,8 @@ def _run(
     device: str,
     threads: int,
     progress: ProgressCallback,
-) -> None:
-    """Run the tasks, and look at the end which folds are missing."""
+) -> dict[str, str]:
+    """Run the tasks, and look at the end which folds are missing; why those failed that may fail, by task."""
     told: set[str] = set()
 
     def tell(answers: dict[str, Answer]) -> None:
@@ -116,8 +123,10 @@ def _run(
         where = cluster.device(device)
         cpus = cluster.cpus_of_task(threads, where == "cuda")
         sent = [Task(task.name, {**task.arguments, "device": where}) for task in tasks]
-        _, lost = cluster.run(train, sent, cpus=cpus, gpu=where == "cuda", tell=tell)
-    missing = [task.name for task in tasks if not (Path(task.name) / "result.json").exists()]
+        answers, lost = cluster.run(train, sent, cpus=cpus, gpu=where == "cuda", tell=tell)
+    why = {name: answer["failed"] for name, answer in answers.items() if "failed" in answer}
+    names = [task.name for task in tasks if task.name not in why]
+    missing = [name for name in names if not (Path(name) / "result.json").exists()]
     if missing:
         shown = ", ".join(missing[:_NAMED]) + (f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else "")
         reason = next(iter(lost.values()), "its folder is not seen here")
@@ -125,14 +134,18 @@ def _run(
             f"{len(missing):,} fold(s) are still missing: {shown}: a worker died again and again ({reason}). What is "
             "there is kept; the same command goes on from there"
         )
+    return why
 
 
-def train(cache: str, seen: str, options: TrainOptions, run: str, begun: str, fold: int, device: str) -> Answer:
+def train(
+    cache: str, seen: str, options: TrainOptions, run: str, begun: str, fold: int, device: str, keep_going: bool = False
+) -> Answer:
     """On a node: train one fold of a run and store it.
 
     Args:
         cache, run: their folders.
         seen, begun: SHA-256 of the cache's cache.json and of the run's run.json as the command sees them.
+        keep_going: answer with why a training failed, under ``failed``, instead of raising it.
 
     Raises:
         ClusterError: this node does not see them.
@@ -142,7 +155,12 @@ def train(cache: str, seen: str, options: TrainOptions, run: str, begun: str, fo
     if options.own and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # As the command has it.
     job = _job(cache, seen, options, device)
-    (result,) = cross_validate(job.cache, options, fold=fold, run=run, job=job)
+    try:
+        (result,) = cross_validate(job.cache, options, fold=fold, run=run, job=job)
+    except MfhcaError as error:
+        if not keep_going or isinstance(error.__cause__, OSError):
+            raise  # A full disk is not the run's fault.
+        return {"detail": f"{Path(run).name}, fold {fold} failed", "failed": str(error)}
     marked = " (optimistic)" if result.record["optimistic"] else ""
     name = f"{Path(run).name}, {result.record['name']}"
     return {"detail": f"{name}: UA {100 * result.ua:.1f} %, WA {100 * result.wa:.1f} %{marked}"}

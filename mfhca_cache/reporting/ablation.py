@@ -6,7 +6,8 @@ in Table I, under a header that says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,14 +16,18 @@ import torch
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.labels import FOUR_CLASSES
 from mfhca_cache.models import count_parameters
+from mfhca_cache.reporting.intervals import Interval
 from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
 from mfhca_cache.reporting.parameters import compare_parameters
-from mfhca_cache.reporting.summary import PAPER_CAVEAT, summarise
+from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, summarise
+from mfhca_cache.spec import settings as plain
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.layout import FeatureInfo
-from mfhca_cache.training.ablation import Ablation, RowRuns, check_begun
+from mfhca_cache.training.ablation import Ablation, RowRuns, check_rows
+from mfhca_cache.training.encoders import describe_encoder
 from mfhca_cache.training.job import make_model, model_settings
 from mfhca_cache.training.row_inputs import Lack
+from mfhca_cache.training.tables import find_published
 
 #: Where a row stands.
 TRAINED, PARTLY, NOT_TRAINED, LACKING, REFUSED, NOT_BUILT = (
@@ -146,14 +151,16 @@ class AblationTable:
         told = []
         for row in self.rows:
             partly = (f"{row.folds} of {row.of} folds are trained",) if row.state == PARTLY else ()
-            told.append((row, (*(note for note in row.notes if note != row.state), *partly)))
+            other = self.comparable and row.of and not row.apart and row.published is None
+            no_figure = ("the paper has no figure for these settings and features",) if other else ()
+            told.append((row, (*(note for note in row.notes if note != row.state), *partly, *no_figure)))
         lines = self._by_row(told, list(self.rows))
         if self.encoders:
             counts = [
                 f"{name} {count:,}" if count else f"{name} (not recorded)" for name, count in self.encoders.items()
             ]
             lines.append(f"parameters are those trained here; of the frozen encoders beside them: {', '.join(counts)}")
-        if not self.shows_published:
+        if not self.shows_published and not self.comparable:
             lines.append(f"the paper's figures are of IEMOCAP's four classes, and are not set beside {self.where}")
         return lines
 
@@ -178,10 +185,13 @@ class AblationTable:
         """(name of a row, the `mfhca compare` of it and the whole of MFHCA), for the rows that are trained."""
         runs = {row.name: row.runs[0] for row in self.rows if row.state == TRAINED}
         whole = runs.pop(self.full, None)
-        seeds = (
-            f" --seeds {len(self.seeds)}" if self.seeds == tuple(range(len(self.seeds))) and len(self.seeds) > 1 else ""
+        several = len(self.seeds) > 1 and self.seeds == tuple(range(len(self.seeds)))
+        seeds = ("--seeds", str(len(self.seeds))) if several else ()
+        return (
+            [(name, shlex.join(["mfhca", "compare", run, whole, *seeds])) for name, run in runs.items()]
+            if whole
+            else []
         )
-        return [(name, f"mfhca compare {run} {whole}{seeds}") for name, run in runs.items()] if whole else []
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -224,7 +234,7 @@ def tabulate(ablation: Ablation) -> AblationTable:
     classes = next((item.jobs[0].classes.classes for item in ablation.rows if item.jobs), ())
     comparable = cache.corpus == "iemocap" and tuple(classes) == FOUR_CLASSES
     shown = comparable or table.name == "table1"
-    rows = tuple(_row(cache, item, shown) for item in ablation.rows)
+    rows = tuple(_row(cache, item, shown, comparable) for item in ablation.rows)
     used = dict.fromkeys(name for row in rows for name in row.features.values())
     return AblationTable(
         name=table.name,
@@ -233,7 +243,7 @@ def tabulate(ablation: Ablation) -> AblationTable:
         corpus=cache.corpus,
         protocol=ablation.options.protocol,
         preset=ablation.options.preset,
-        changes=dict(ablation.options.changes),
+        changes=dict(ablation.changes),
         seeds=ablation.seeds,
         classes=tuple(classes),
         rows=rows,
@@ -244,9 +254,9 @@ def tabulate(ablation: Ablation) -> AblationTable:
     )
 
 
-def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
+def _row(cache: Cache, item: RowRuns, shown: bool, comparable: bool) -> RowResult:
     try:
-        check_begun(list(zip(item.jobs, item.runs, strict=True)))
+        check_rows(list(zip(item.jobs, item.runs, strict=True)))
     except TrainingError as error:
         item = replace(item, jobs=(), runs=(), problem=str(error))
     found = [summarise(run) for run in item.runs if any(run.glob("fold*/result.json"))]
@@ -268,7 +278,7 @@ def _row(cache: Cache, item: RowRuns, shown: bool) -> RowResult:
         of=of,
         **_scores(joined),
         parameters=found[0].settings["parameters"] if found else _parameters(item),
-        published=item.row.published if shown else None,
+        published=_published(item, found, comparable) if shown else None,
         random_weights=any(info.random_weights for info in infos),
         optimistic=any(summary.optimistic for summary in found),
         caveats=tuple(dict.fromkeys(line for summary in found for line in summary.caveats)),
@@ -283,12 +293,29 @@ def _recorded(info: FeatureInfo) -> int | None:
     return count if type(count) is int else None
 
 
+def _published(item: RowRuns, found: Sequence[RunSummary], comparable: bool) -> tuple[float, float] | None:
+    """The paper's figures of a row; on its corpus only where what is trained here is that row, as in `mfhca report`."""
+    if not comparable or not item.jobs or item.row.published is None:
+        return item.row.published
+    if found:
+        figures = found[0].paper
+    else:
+        job = item.jobs[0]
+        infos = [job.cache.features[name] for name in job.roles.values()]
+        encoders = {info.name: describe_encoder(info) for info in infos if info.kind == "encoder"}
+        figures = find_published(job.options.model, job.roles, plain(model_settings(job)), encoders)
+    return item.row.published if figures and figures[:2] == item.row.published else None
+
+
 def _parameters(item: RowRuns) -> int | None:
-    """Of a row's model before it is trained; None where there is none, or where the fit decides."""
+    """Of a row's model before it is trained; None where there is none that can be made, or where the fit decides."""
     if not item.jobs or item.jobs[0].options.closed_form:
         return None
-    with torch.device("meta"):
-        return count_parameters(make_model(replace(item.jobs[0], device="meta"), model_settings(item.jobs[0])))
+    try:
+        with torch.device("meta"):
+            return count_parameters(make_model(replace(item.jobs[0], device="meta"), model_settings(item.jobs[0])))
+    except TrainingError:
+        return None
 
 
 def _scores(joined: JoinedSummary | None) -> dict[str, Any]:
@@ -301,16 +328,14 @@ def _scores(joined: JoinedSummary | None) -> dict[str, Any]:
         "mean": joined.mean,
         "std": joined.std,
         "pooled": joined.pooled_mean,
-        "intervals": _limits(joined, "intervals"),
-        "pooled_intervals": _limits(joined, "pooled_intervals"),
+        "intervals": _limits(joined.intervals),
+        "pooled_intervals": _limits(joined.pooled_intervals),
         "seconds_a_fold": sum(seconds) / len(seconds),
         "seconds": sum(seconds),
     }
 
 
-def _limits(joined: JoinedSummary, name: str) -> dict[str, tuple[float, float]]:
-    # A summary of stored runs has intervals where there are speakers enough.
-    found = getattr(joined, name, {})
+def _limits(found: Mapping[str, Interval]) -> dict[str, tuple[float, float]]:
     return {score: (found[score].low, found[score].high) for score in SCORES if score in found}
 
 

@@ -105,7 +105,10 @@ def to_latex(table: AblationTable) -> str:
             "",
             r"\smallskip",
             r"\begin{minipage}{\linewidth}\footnotesize",
-            *(escape(line[:1].upper() + line[1:]) + r".\par" for line in (*table.cautions(), *table.remarks())),
+            *(
+                escape(line[:1].upper() + line[1:].removesuffix(".")) + r".\par"
+                for line in (*table.cautions(), *table.remarks())
+            ),
             r"\end{minipage}",
             r"\end{table}",
             "",

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.folds import peeked
+from mfhca_cache.reporting.conclude import points
+from mfhca_cache.reporting.intervals import LEVEL, Estimate, Interval, average, estimates, fold_mean
 from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
+from mfhca_cache.reporting.paired import Difference, paired_difference
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.publish import publish, publish_json
-from mfhca_cache.training.metrics import score
-from mfhca_cache.training.result import fold_folder, read_predictions
 
 #: What is compared: a protocol, and what it is compared with. `_holds` says what the difference is made of.
 CONTRASTS = (
@@ -35,36 +34,6 @@ CONTRASTS = (
 #: The same effect in UA points, as emotion2vec's table has it: folds → points.
 PUBLISHED = {5: 2.7, 10: 4.7}
 PUBLISHED_NOTE = "Published elsewhere (emotion2vec's table): +2.7 points on 5 folds, +4.7 on 10."
-LEVEL = 0.95
-#: A spread below this is rounding, and no spread.
-_NO_SPREAD = 1e-12
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Differences of one score over speakers, in −1…1.
-
-    Attributes:
-        speakers: speaker → difference, the mean over seeds.
-        mean, std: over speakers; std is the sample's, None for a single speaker.
-        interval: Student's t over speakers at `LEVEL`; None for a single speaker, and where all differ by the same.
-    """
-
-    speakers: dict[str, float]
-    mean: float
-    std: float | None
-    interval: tuple[float, float] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "speakers": self.speakers,
-            "mean": self.mean,
-            "std": self.std,
-            "interval": self.interval and list(self.interval),
-            "level": LEVEL,
-            "method": f"t over {len(self.speakers)} speakers",
-        }
 
 
 @dataclass(frozen=True)
@@ -75,7 +44,8 @@ class Contrast:
         protocol, base: a pair of `CONTRASTS`.
         holds: what the difference is made of.
         mean, pooled: ``<level>_wa`` and so on → difference of the fold means, and of the pooled scores.
-        paired: ``wa`` and ``ua`` of utterances → differences by speaker.
+        paired: ``utterance_wa`` and ``utterance_ua`` → both means over speakers, and their difference.
+        speakers: under the same names, speaker → difference.
     """
 
     protocol: str
@@ -83,22 +53,24 @@ class Contrast:
     holds: str
     mean: dict[str, float]
     pooled: dict[str, float]
-    paired: dict[str, Paired]
+    paired: dict[str, Difference]
+    speakers: dict[str, dict[str, float]]
 
     @property
     def sentence(self) -> str:
         """The difference in words, UA over utterances."""
-        paired, count = self.paired["ua"], len(self.paired["ua"].speakers)
-        text = f"{self.protocol} − {self.base}: {points(paired.mean, 1)} points of UA, "
-        if paired.std is None:
+        found, speakers = self.paired["utterance_ua"], self.speakers["utterance_ua"]
+        interval, std, count = found.interval, _std(speakers), len(speakers)
+        text = f"{self.protocol} − {self.base}: {points(found.difference)} points of UA, "
+        if std is None:
             return f"{text}of one speaker, so without a spread. It holds {self.holds}."
-        if paired.interval is None:
-            same = "the same for each" if any(paired.speakers.values()) else "no speaker's UA differs"
+        if interval is None:
+            same = "the same for each" if any(speakers.values()) else "no speaker's UA differs"
             return f"{text}mean over {count} speakers; {same}, so without an interval. It holds {self.holds}."
-        low, high = (points(value, 1) for value in paired.interval)
-        text += f"mean over {count} speakers (std {100 * paired.std:.1f}, 95 % interval {low} to {high}). "
+        low, high = points(interval.low), points(interval.high)
+        text += f"mean over {count} speakers (std {100 * std:.1f}, {100 * LEVEL:g} % interval {low} to {high}). "
         text += f"It holds {self.holds}."
-        if paired.interval[0] <= 0 <= paired.interval[1]:
+        if interval.low <= 0 <= interval.high:
             text += f" Zero is within: {count} speakers do not tell it from none."
         return text
 
@@ -120,9 +92,16 @@ class GapSummary:
         """The seeds of every protocol."""
         return [int(run.settings["seed"]) for run in next(iter(self.protocols.values())).runs]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all the runs have in common: corpus, model, features (role → name) and preset."""
+        settings = next(iter(self.protocols.values())).runs[0].settings
+        return {name: settings[name] for name in ("corpus", "model", "features", "preset")}
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
         return {
+            **self.settings,
             "seeds": self.seeds,
             "protocols": {
                 name: {
@@ -132,8 +111,10 @@ class GapSummary:
                     "folds": len(joined.runs[0].folds),
                     "mean": joined.mean,
                     "std": joined.std,
+                    "intervals": {key: asdict(item) for key, item in joined.intervals.items()},
                     "pooled": joined.pooled_mean,
                     "pooled_std_of_seeds": joined.pooled_std,
+                    "pooled_intervals": {key: asdict(item) for key, item in joined.pooled_intervals.items()},
                 }
                 for name, joined in self.protocols.items()
             },
@@ -144,7 +125,10 @@ class GapSummary:
                     "holds": item.holds,
                     "mean": item.mean,
                     "pooled": item.pooled,
-                    "paired": {name: paired.to_json() for name, paired in item.paired.items()},
+                    "paired": {
+                        name: {**asdict(found), "std": _std(item.speakers[name]), "speakers": item.speakers[name]}
+                        for name, found in item.paired.items()
+                    },
                     "sentence": item.sentence,
                 }
                 for item in self.contrasts
@@ -162,13 +146,14 @@ class GapSummary:
             run = joined.runs[0]
             row = {"what": name, "folds": len(run.folds), "seeds": len(joined.runs)}
             row |= _columns(joined.mean, joined.pooled_mean) | {f"{key}_std": joined.std.get(key) for key in SCORES}
+            row |= _ends("mean", joined.intervals) | _ends("pooled", joined.pooled_intervals)
             rows.append(row | {"caveats": "; ".join(run.caveats)})
         for item in self.contrasts:
             row = {"what": f"{item.protocol} − {item.base}", "seeds": len(self.seeds)}
             row |= _columns(item.mean, item.pooled)
-            for name, paired in item.paired.items():
-                low, high = paired.interval or (None, None)
-                row |= {f"speaker_{name}": paired.mean, f"speaker_{name}_std": paired.std}
+            for name, found in item.paired.items():
+                low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
+                row |= {f"speaker_{name}": found.difference, f"speaker_{name}_std": _std(item.speakers[name])}
                 row |= {f"speaker_{name}_low": low, f"speaker_{name}_high": high}
             rows.append(row | {"caveats": item.holds})
         return pd.DataFrame(rows).astype({"folds": "Int64"})
@@ -188,19 +173,28 @@ def summarise_gap(runs: Mapping[str, Sequence[Path]]) -> GapSummary:
         for run in joined.runs:
             if run.missing:
                 raise TrainingError(f"{run.run}: not trained yet: {', '.join(run.missing)}; `mfhca gap` goes on")
-    speakers = {name: _by_speaker(joined) for name, joined in protocols.items()}
-    contrasts = tuple(
-        Contrast(
-            protocol,
-            base,
-            _holds(protocol, base, protocols, len(speakers["strict"]["ua"])),
-            _minus(protocols[protocol].mean, protocols[base].mean),
-            _minus(protocols[protocol].pooled_mean, protocols[base].pooled_mean),
-            {name: paired(_minus(speakers[protocol][name], speakers[base][name])) for name in ("wa", "ua")},
-        )
-        for protocol, base in CONTRASTS
+    return GapSummary(protocols, tuple(_contrast(protocol, base, protocols) for protocol, base in CONTRASTS))
+
+
+def _contrast(protocol: str, base: str, protocols: Mapping[str, JoinedSummary]) -> Contrast:
+    one, other = protocols[protocol], protocols[base]
+    names = one.runs[0].counts["utterance"].speakers
+    words = f"t over {len(names)} speakers' differences"
+    words += f", averaged over {len(one.runs)} seeds" if len(one.runs) > 1 else ""
+    a, b = _by_speaker(one), _by_speaker(other)
+    apart = {name: a[name] - b[name] for name in a}
+    return Contrast(
+        protocol,
+        base,
+        _holds(protocol, base, protocols, len(names)),
+        _minus(one.mean, other.mean),
+        _minus(one.pooled_mean, other.pooled_mean),
+        {name: paired_difference(a[name], b[name], words) for name in a},
+        {
+            name: dict(zip(names, (found.value + found.deviations).tolist(), strict=True))
+            for name, found in apart.items()
+        },
     )
-    return GapSummary(protocols, contrasts)
 
 
 def _holds(protocol: str, base: str, protocols: Mapping[str, JoinedSummary], speakers: int) -> str:
@@ -212,24 +206,6 @@ def _holds(protocol: str, base: str, protocols: Mapping[str, JoinedSummary], spe
     folds = [len(protocols[name].runs[0].folds) for name in (protocol, base)]
     sizes = f", in {folds[0]} larger folds instead of {folds[1]}" if folds[0] < folds[1] else ""
     return f"a validation set of speakers whom training knows, the rest of whose utterances it has{sizes}"
-
-
-def points(value: float, digits: int = 2) -> str:
-    """A difference of scores in points: 0.0271 → ``+2.71``."""
-    return f"{100 * value:+.{digits}f}".replace("-", "−")
-
-
-def paired(differences: dict[str, float]) -> Paired:
-    """Mean, spread and Student's t interval of differences, one a speaker."""
-    values = list(differences.values())
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Paired(differences, mean, None, None)
-    std = statistics.stdev(values)
-    if std < _NO_SPREAD:
-        return Paired(differences, mean, std, None)
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * std / len(values) ** 0.5
-    return Paired(differences, mean, std, (mean - half, mean + half))
 
 
 def write_gap(summary: GapSummary, folder: Path) -> tuple[Path, Path]:
@@ -248,17 +224,22 @@ def write_gap(summary: GapSummary, folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def _by_speaker(joined: JoinedSummary) -> dict[str, dict[str, float]]:
-    """``wa`` and ``ua`` → speaker → score over the speaker's test utterances, the mean over seeds."""
-    found: dict[str, dict[str, list[float]]] = {"wa": {}, "ua": {}}
-    for run in joined.runs:
-        tables = [read_predictions(fold_folder(run.run, int(number))) for number in run.folds["fold"]]
-        for speaker, table in pd.concat(tables).groupby("speaker", sort=True):
-            codes = {name: number for number, name in enumerate(run.classes)}
-            scores = score(*(np.array([codes[name] for name in table[key]]) for key in ("label", "prediction")))
-            found["wa"].setdefault(str(speaker), []).append(scores.wa)
-            found["ua"].setdefault(str(speaker), []).append(scores.ua)
-    return {name: {who: statistics.fmean(values) for who, values in each.items()} for name, each in found.items()}
+def _by_speaker(joined: JoinedSummary) -> dict[str, Estimate]:
+    """``utterance_wa`` and ``utterance_ua``: the mean over speakers of each one's own score, the mean over seeds."""
+    counts = [run.counts["utterance"] for run in joined.runs]
+    each = [estimates({"utterance": replace(of, fold=of.speaker)}, fold_mean) for of in counts]
+    return {name: average([of[name] for of in each]) for name in each[0]}
+
+
+def _std(speakers: Mapping[str, float]) -> float | None:
+    """The sample's standard deviation; None for a single speaker."""
+    return statistics.stdev(speakers.values()) if len(speakers) > 1 else None
+
+
+def _ends(kind: str, intervals: Mapping[str, Interval]) -> dict[str, float | None]:
+    """``<level>_wa_mean_low`` and so on; None where there is no interval."""
+    found = {key: intervals.get(key) for key in SCORES}
+    return {f"{key}_{kind}_{end}": getattr(item, end, None) for key, item in found.items() for end in ("low", "high")}
 
 
 def _minus(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:

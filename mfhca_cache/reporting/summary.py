@@ -138,7 +138,12 @@ def summarise(run: str | Path) -> RunSummary:
         confusion=confusion,
         caveats=_caveats(records),
         paper=paper_figures(
-            corpora(first), first["features"], first["classes"], first["model"], first.get("model_settings", {})
+            corpora(first),
+            first["features"],
+            first["classes"],
+            first["model"],
+            first.get("model_settings", {}),
+            first.get("encoders", {}),  # Absent in runs from before it was recorded.
         ),
         optimistic=any(record.get("optimistic", False) for record in records),
         folds_from=first.get("folds_from"),
@@ -184,11 +189,15 @@ def paper_figures(
     classes: Sequence[str],
     model: str = "mfhca",
     settings: Mapping[str, Any] | None = None,
+    encoders: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[float, float, str] | None:
-    """The paper's WA and UA for these inputs, only where the model, the corpus and the classes are the paper's."""
+    """The paper's WA and UA for these inputs, only where the model, the corpus and the classes are the paper's.
+
+    Arguments are as of `mfhca_cache.training.tables.find_published`.
+    """
     if corpus != "iemocap" or tuple(classes) != FOUR_CLASSES:
         return None
-    return find_published(model, features, settings or {})
+    return find_published(model, features, settings or {}, encoders)
 
 
 def _folders(run: Path) -> list[Path]:

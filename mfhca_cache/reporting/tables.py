@@ -12,13 +12,15 @@ from typing import Any, Literal
 import pandas as pd
 
 from mfhca_cache.reporting.intervals import Interval
+from mfhca_cache.reporting.joined import SCORES as SCORE_NAMES
 from mfhca_cache.reporting.joined import JoinedSummary
 from mfhca_cache.reporting.stored import StoredRun, run_speakers
-from mfhca_cache.reporting.summary import LEVELS, RunSummary
+from mfhca_cache.reporting.summary import RunSummary
 
 #: How a column is shown: words, whole numbers, or scores of 0…1 in percent with two decimals.
 Kind = Literal["text", "count", "percent"]
-SCORES = tuple((f"{level}_{name}", level, name.upper()) for level in LEVELS for name in ("wa", "ua"))
+#: A score's name, its level, and what it is called there.
+SCORES = tuple((name, name.rpartition("_")[0], name.rpartition("_")[2].upper()) for name in SCORE_NAMES)
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from typing import Any
 from mfhca_cache.errors import MfhcaError, TrainingError
 from mfhca_cache.folds import choose_folds
 from mfhca_cache.models import CLOSED_FORM, SETTINGS
+from mfhca_cache.models.alexnet import find_weights
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.training.changes import changes_name
-from mfhca_cache.training.crossval import begin_run, cross_validate, has_fold, run_name
+from mfhca_cache.training.crossval import check_begun, cross_validate, has_fold, run_name
 from mfhca_cache.training.data import require_extracted
 from mfhca_cache.training.job import Job, check_folds, prepare
 from mfhca_cache.training.options import OTHER_PRESET, PRESETS, Recipe, TrainOptions
 from mfhca_cache.training.row_inputs import Lack, check_named, row_inputs
-from mfhca_cache.training.seeds import seed_folder
+from mfhca_cache.training.seeds import seed_folder, seeds_suffix
 from mfhca_cache.training.tables import TABLES, Row, Table
 
 #: GRF channels of the paper; a preset with fewer has the same share fewer in every row of Table III.
@@ -60,6 +61,7 @@ class Ablation:
         table: of the paper.
         options: what all rows have in common; ``seed`` is the first.
         seeds: of the runs of each row.
+        changes: of the preset, by all rows that can have them; in the table's name.
         rows: all of the table's.
         chosen: those of them that are to be trained.
         folder: of the table's files.
@@ -69,6 +71,7 @@ class Ablation:
     cache: Cache
     options: TrainOptions
     seeds: tuple[int, ...]
+    changes: tuple[tuple[str, Any], ...]
     rows: tuple[RowRuns, ...]
     chosen: tuple[RowRuns, ...]
     folder: Path
@@ -84,6 +87,7 @@ def plan_ablation(
     rows: Sequence[str] = (),
     hubert: str | None = None,
     w2v2: str | None = None,
+    alexnet_weights: str = "",
     device: str = "auto",
 ) -> Ablation:
     """What a table's rows are on a cache, without training any.
@@ -96,32 +100,41 @@ def plan_ablation(
         seeds: runs of each row, from the first seed on.
         rows: numbers from 1, or names, of those to be trained; none for all.
         hubert, w2v2: features of these families, where the cache has several.
+        alexnet_weights: file that AlexNet starts from in the rows that have it.
         device: auto, cpu or cuda.
 
     Raises:
-        TrainingError: no such table or row, or a change of what the table's rows differ in; and as `prepare`.
+        TrainingError: no such table or row, a change of what the table's rows differ in, or weights of AlexNet that
+            cannot be read or that no row has a use for; and as `prepare`.
     """
     if table not in TABLES:
         raise TrainingError(f"table: got {table!r}; expected one of {', '.join(TABLES)}")
     if seeds < 1:
         raise TrainingError(f"seeds: got {seeds}; expected 1 or more")
     found, options = TABLES[table], options or TrainOptions()
-    changes = named_changes(options)
+    changes, given = split_weights(named_changes(options))
+    weights = alexnet_weights or given
     if twice := sorted(found.varied & {name for name, _ in changes}):
         raise TrainingError(f"{', '.join(twice)}: the rows of {table} differ in this, so it cannot be set for all")
     options = replace(options, epochs=None, learning_rate=None, changes=changes)
     check_named(cache, hubert, w2v2)
+    if weights:
+        find_weights(weights)
+        if not any(row.built and _has_alexnet(row, options) for row in found.rows):
+            raise TrainingError(f"alexnet_weights: no row of {table} has AlexNet; leave the file out")
     chosen = {row.name for row in found.find(rows)}
     every = tuple(options.seed + number for number in range(seeds))
     here = tuple(
-        _plan_row(cache, found, _of_preset(row, options), number, options, every, Path(runs), (hubert, w2v2), device)
+        _plan_row(
+            cache, found, _of_preset(row, options), number, options, weights, every, Path(runs), (hubert, w2v2), device
+        )
         for number, row in enumerate(found.rows, start=1)
     )
-    suffix = f"-seed{options.seed}" if options.seed else ""
-    suffix += f"-seeds{seeds}" if seeds > 1 else ""
+    suffix = seeds_suffix(options.seed, seeds)
+    changes += (("alexnet_weights", weights),) * bool(weights)
     name = f"{cache.corpus}-{table}-{options.protocol}-{options.preset}{changes_name(changes)}{suffix}"
     wanted = tuple(item for item in here if item.row.name in chosen)
-    return Ablation(found, cache, options, every, here, wanted, Path(runs) / name)
+    return Ablation(found, cache, options, every, changes, here, wanted, Path(runs) / name)
 
 
 def train_ablation(
@@ -152,7 +165,7 @@ def train_ablation(
     """
     work = [(item, job, run) for at in range(len(ablation.seeds)) for item, job, run in _of_seed(ablation, at)]
     folds = {run: choose_folds(job.folds, fold) for _, job, run in work}
-    check_begun([(job, run) for _, job, run in work])
+    check_rows([(job, run) for _, job, run in work])
     for _, job, run in work:
         check_folds(job, folds[run])
     total = sum(map(len, folds.values()))
@@ -174,19 +187,18 @@ def train_ablation(
     return failed
 
 
-def check_begun(runs: Sequence[tuple[Job, Path]]) -> None:
+def check_rows(runs: Sequence[tuple[Job, Path]]) -> None:
     """Refuse, before anything is trained, folders that hold runs of other settings.
 
     Raises:
         TrainingError: names the folder and what differs.
     """
     for job, run in runs:
-        if (run / "run.json").exists():
-            try:
-                begin_run(run, job)
-            except TrainingError as error:
-                hint = "The rows of a table have the names of their settings: put these into another folder with --runs"
-                raise TrainingError(f"{error}\n{hint}") from error
+        try:
+            check_begun(run, job)
+        except TrainingError as error:
+            hint = "The rows of a table have the names of their settings: put these into another folder with --runs"
+            raise TrainingError(f"{error}\n{hint}") from error
 
 
 def named_changes(options: TrainOptions) -> tuple[tuple[str, Any], ...]:
@@ -217,6 +229,7 @@ def _plan_row(
     row: Row,
     number: int,
     options: TrainOptions,
+    weights: str,
     seeds: tuple[int, ...],
     runs: Path,
     encoders: tuple[str | None, str | None],
@@ -233,7 +246,7 @@ def _plan_row(
     if inputs.lacks:
         return RowRuns(row, number, lacks=inputs.lacks, notes=notes)
     try:
-        mine = _options(row, options, inputs.features)
+        mine = _options(row, options, inputs.features, weights)
         jobs = tuple(prepare(cache, replace(mine, seed=seed), device) for seed in seeds)
         for name in inputs.features:
             ids = {item for fold in jobs[0].folds for item in (*fold.train, *fold.validation, *fold.test)}
@@ -244,7 +257,26 @@ def _plan_row(
     return RowRuns(row, number, jobs, tuple(seed_folder(plain, seed) for seed in seeds), notes=notes)
 
 
-def _options(row: Row, options: TrainOptions, features: Sequence[str]) -> TrainOptions:
+def split_weights(changes: Sequence[tuple[str, Any]]) -> tuple[tuple[tuple[str, Any], ...], str]:
+    """The changes without ``alexnet_weights``, which only rows with AlexNet can have, and that file; empty for none.
+
+    Raises:
+        TrainingError: it is given twice.
+    """
+    files = [str(value) for name, value in changes if name == "alexnet_weights"]
+    if len(files) > 1:
+        raise TrainingError("alexnet_weights: changed twice; give it once")
+    return tuple(pair for pair in changes if pair[0] != "alexnet_weights"), "".join(files)
+
+
+def _has_alexnet(row: Row, options: TrainOptions) -> bool:
+    """Whether a row looks at the spectrogram through AlexNet."""
+    network = {**dict(options.changes), **dict(row.changes)}.get("spectrogram_network")
+    of_mfhca = row.model == "mfhca" and "spectrogram" in row.inputs and network == "alexnet"
+    return of_mfhca or row.model == "co-attention"
+
+
+def _options(row: Row, options: TrainOptions, features: Sequence[str], weights: str = "") -> TrainOptions:
     """What a row is trained by: its own changes, and of those for all rows the ones that its model can have."""
     usual = PRESETS[options.preset].model
     own = tuple((name, value) for name, value in row.changes if getattr(usual, name) != value)
@@ -253,7 +285,8 @@ def _options(row: Row, options: TrainOptions, features: Sequence[str]) -> TrainO
     common = tuple((name, value) for name, value in options.changes if name in known)
     if closed:  # It has no epochs, so that one run serves every preset.
         options = replace(options, preset=OTHER_PRESET, precision="fp32", changes=())
-    return replace(options, model=row.model, features="+".join(features), changes=(*common, *own))
+    from_file = (("alexnet_weights", weights),) * bool(weights and _has_alexnet(row, options))
+    return replace(options, model=row.model, features="+".join(features), changes=(*common, *own, *from_file))
 
 
 def _of_row(

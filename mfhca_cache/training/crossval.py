@@ -169,6 +169,15 @@ def begin_run(folder: Path, job: Job) -> Job:
     return job
 
 
+def check_begun(folder: Path, job: Job) -> Job:
+    """`begin_run` where a run was begun there; elsewhere nothing is written, and the job comes back as it is.
+
+    Raises:
+        TrainingError: another run's folder; what differs is listed.
+    """
+    return begin_run(folder, job) if (folder / "run.json").exists() else job
+
+
 def _identity(job: Job) -> dict[str, Any]:
     """Everything that the folds of a run have in common."""
     features = {name: job.cache.features[name].fingerprint for name in job.roles.values()}

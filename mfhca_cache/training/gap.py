@@ -22,7 +22,7 @@ from mfhca_cache.folds import Fold, peeked
 from mfhca_cache.progress import Progress, ProgressCallback, silent
 from mfhca_cache.spec import differences
 from mfhca_cache.storage.cache import Cache
-from mfhca_cache.training.crossval import begin_run, cross_validate, has_fold, run_name, train_and_store
+from mfhca_cache.training.crossval import begin_run, check_begun, cross_validate, has_fold, run_name, train_and_store
 from mfhca_cache.training.job import Job, check_folds, prepare
 from mfhca_cache.training.options import TrainOptions
 from mfhca_cache.training.result import FoldResult, fold_folder, read_fold, write_fold
@@ -100,9 +100,15 @@ def train_gap(
         jobs, progress: as in `mfhca_cache.training.crossval.cross_validate`.
 
     Raises:
-        TrainingError: a folder holds a run of other settings, a fold that is stored does not come out again as it was,
-            or the model has no epochs to choose from.
+        TrainingError: a folder holds a run of other settings, before anything is trained; a fold that is stored does
+            not come out again as it was; or the model has no epochs to choose from.
     """
+    for items in plan.values():
+        for protocol in TRAINED:
+            job = check_begun(items[protocol].run, items[protocol].job)
+            if protocol in WATCHED:
+                other = items[peeked(protocol)]
+                check_begun(other.run, _watching(other, job))
     for seed, items in plan.items():
         for protocol in TRAINED:
             told = _under(protocol, of_seed(progress, seed) if len(plan) > 1 else progress)
@@ -127,9 +133,7 @@ def train_watched(item: GapItem, other: GapItem, *, jobs: int | None = 1, progre
         names = f"{item.job.options.protocol} and {other.job.options.protocol}"
         raise TrainingError(f"{names} do not have the same training sets; expected two choices in one training")
     job = begin_run(item.run, item.job)
-    # The same threads, for the same sums.
-    options = replace(other.job.options, threads=job.threads)
-    watching = begin_run(other.run, replace(other.job, options=options, threads=job.threads))
+    watching = begin_run(other.run, _watching(other, job))
     job = replace(job, beside=tuple(watching.folds))
     left = folds_left(item, other)
     done = resumed = len(job.folds) - len(left)
@@ -155,6 +159,11 @@ def train_watched(item: GapItem, other: GapItem, *, jobs: int | None = 1, progre
 
     if left:
         train_and_store(job, left, jobs, store, progress)
+
+
+def _watching(other: GapItem, job: Job) -> Job:
+    """The other run's job with the threads of the one that is trained, for the same sums."""
+    return replace(other.job, options=replace(other.job.options, threads=job.threads), threads=job.threads)
 
 
 def folds_left(item: GapItem, other: GapItem) -> list[Fold]:

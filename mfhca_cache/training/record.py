@@ -15,6 +15,7 @@ from mfhca_cache.models.own import OwnSettings
 from mfhca_cache.models.settings import ModelSettings
 from mfhca_cache.spec import settings as plain
 from mfhca_cache.training.data import CorpusData
+from mfhca_cache.training.encoders import describe_encoder
 from mfhca_cache.training.job import Job, caveats
 from mfhca_cache.training.metrics import by_utterance, confusion, score
 
@@ -51,6 +52,7 @@ def fold_record(job: Job, fold: Fold, model: ModelSettings | OwnSettings, parame
         "alexnet": {"file": str(job.alexnet.file), "sha256": job.alexnet.sha256} if job.alexnet else None,
         "inputs": list(job.roles),
         "features": dict(job.roles),
+        "encoders": {info.name: describe_encoder(info) for info in features if info.kind == "encoder"},
         "random_weights": any(info.random_weights for info in features),
         "classes": list(job.classes.classes),
         "class_map": job.classes.name,

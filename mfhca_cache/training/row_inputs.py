@@ -8,6 +8,7 @@ from mfhca_cache.errors import TrainingError
 from mfhca_cache.storage.cache import Cache
 from mfhca_cache.storage.command import adding_command, adding_encoder_command
 from mfhca_cache.storage.layout import FeatureInfo
+from mfhca_cache.training.encoders import encoder_family
 
 #: Role of a table's row → the family of encoders that it means, as configurations call it, and how the paper does.
 FAMILIES = {"hubert": ("hubert", "HuBERT"), "w2v2": ("wav2vec2", "wav2vec 2.0")}
@@ -58,7 +59,7 @@ def row_inputs(cache: Cache, roles: tuple[str, ...], hubert: str | None = None, 
             found, note = _acoustic(cache, role), ""
         elif role in FAMILIES:
             found, note = named[role] or _only(cache, role), ""
-            if named[role] and _family(cache.features[str(found)]) != FAMILIES[role][0]:
+            if named[role] and encoder_family(cache.features[str(found)]) != FAMILIES[role][0]:
                 note = f"{FAMILIES[role][1]} stands for {found}, as asked"
         else:
             found, note = _encoder(cache, role, named)
@@ -95,7 +96,7 @@ def _encoder(cache: Cache, role: str, named: dict[str, str | None]) -> tuple[str
     if found is None:
         return None, ""
     note = ""
-    if _family(cache.features[found]) != FAMILIES[first][0]:
+    if encoder_family(cache.features[found]) != FAMILIES[first][0]:
         note = f"reads {found}; published with {FAMILIES[first][1]}"
     if role == "layers":
         weights = cache.features[found].settings.get("weights_sha256")
@@ -116,7 +117,7 @@ def _only(cache: Cache, family: str | None) -> str | None:
         name
         for name in cache.encoders()
         if _is_sequence(cache.features[name])
-        and (family is None or _family(cache.features[name]) == FAMILIES[family][0])
+        and (family is None or encoder_family(cache.features[name]) == FAMILIES[family][0])
     ]
     plain = [
         name
@@ -133,11 +134,6 @@ def _only(cache: Cache, family: str | None) -> str | None:
             f"{cache.path} has features of several {what}: {', '.join(found)}. Name one, such as {option} {found[0]}"
         )
     return found[0] if found else None
-
-
-def _family(info: FeatureInfo) -> str:
-    """``hubert``, ``wav2vec2``, ``wavlm``: the encoder's architecture, as its configuration calls it."""
-    return str(info.settings.get("architecture", {}).get("model_type", ""))
 
 
 def _is_sequence(info: FeatureInfo) -> bool:

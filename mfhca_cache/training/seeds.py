@@ -19,6 +19,11 @@ def seed_folder(run: str | Path, seed: int) -> Path:
     return run if seed == 0 else run.with_name(f"{run.name}-seed{seed}")
 
 
+def seeds_suffix(first: int, count: int) -> str:
+    """What the name of a folder that is of several runs says of their seeds: ``-seed3-seeds2``; empty for seed 0."""
+    return (f"-seed{first}" if first else "") + (f"-seeds{count}" if count > 1 else "")
+
+
 def of_seed(progress: ProgressCallback, seed: int) -> ProgressCallback:
     """The same callback, told whose seed the work is."""
     return lambda report: progress(replace(report, stage=f"seed {seed}, {report.stage}"))

@@ -15,6 +15,7 @@ from typing import Any
 from mfhca_cache.errors import TrainingError
 from mfhca_cache.models.settings import MFHCASettings
 from mfhca_cache.spec import settings as settings_of
+from mfhca_cache.training.encoders import is_the_papers
 
 #: A fusion or network that the row does without is replaced by the baseline's.
 _NO_MF = (("spectrogram_network", "alexnet"),)
@@ -201,27 +202,33 @@ TABLES = {
 }  # fmt: skip
 
 
-#: Role of a row → the start of the names of encoders that the paper has, as features are called.
-_ENCODERS = {"hubert": "hubert-base", "w2v2": "wav2vec2-base", "encoder": "hubert-base", "baseline": "wav2vec2-base"}
+#: Role of a row → the family of the encoder that the paper has there.
+_ENCODERS = {"hubert": "hubert", "w2v2": "wav2vec2", "encoder": "hubert", "baseline": "wav2vec2"}
 
 
 def find_published(
-    model: str, features: Mapping[str, str], settings: Mapping[str, Any]
+    model: str,
+    features: Mapping[str, str],
+    settings: Mapping[str, Any],
+    encoders: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[float, float, str] | None:
     """WA and UA in percent, and the row of the tables, that the paper has for a model on features; None for none.
 
     Args:
         features: role (spectrogram, mfcc, encoder) → the feature's name.
         settings: of the model, as plain values; what is absent is the paper's.
+        encoders: feature of an encoder → `mfhca_cache.training.encoders.describe_encoder`; one that is absent is judged
+            by its name.
     """
     of_mfhca = settings_of(MFHCASettings()) | {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    known = encoders or {}
     for table in (TABLES[name] for name in ("table2", "table1", "table3", "table4")):
         for row in table.rows:
             roles = ["encoder" if role in _ENCODERS else role for role in row.inputs]
-            encoders = [_ENCODERS[role] for role in row.inputs if role in _ENCODERS]
+            families = [_ENCODERS[role] for role in row.inputs if role in _ENCODERS]
             if row.published is None or row.model != model or sorted(roles) != sorted(features):
                 continue
-            if encoders and not features["encoder"].startswith(encoders[0]):
+            if families and not is_the_papers(families[0], name := features["encoder"], known.get(name)):
                 continue
             wanted = settings_of(MFHCASettings()) | dict(row.changes)
             if model != "mfhca" or all(of_mfhca[name] == wanted[name] for name in _deciding(roles, wanted)):
