@@ -20,8 +20,8 @@ from mfhca_cache.reporting.joined import join
 from mfhca_cache.reporting.page import write_page
 from mfhca_cache.reporting.repeat import commands
 from mfhca_cache.reporting.spaces import counterpart, median_fold
-from mfhca_cache.reporting.stored import read_run, run_speakers, telling_utterances
-from mfhca_cache.reporting.summary import summarise
+from mfhca_cache.reporting.stored import read_run, telling_utterances
+from mfhca_cache.reporting.summary import run_predictions, summarise
 from mfhca_cache.storage.cache import Cache
 
 from .pages import Read, copied
@@ -225,18 +225,19 @@ def test_intervals_have_their_place(small_run: tuple[Path, Cache], tmp_path: Pat
 
 def test_speakers_and_telling_utterances_are_those_of_the_predictions(small_run: tuple[Path, Cache]) -> None:
     run = read_run(small_run[0])
-    table = run_speakers(run).set_index("speaker")
-    mine = run.predictions[run.predictions["speaker"] == "2M"]
+    predictions = run_predictions(small_run[0])
+    table = run.summary.speakers.set_index("speaker")
+    mine = predictions[predictions["speaker"] == "2M"]
     right = mine["label"] == mine["prediction"]
     assert table.loc["2M", "wa"] == pytest.approx(right.mean())
-    assert table.loc["2M", "recall_1"] == pytest.approx(right[mine["label"] == "happy"].mean())
+    assert table.loc["2M", "recall_happy"] == pytest.approx(right[mine["label"] == "happy"].mean())
     assert table.loc["2M", "ua"] == pytest.approx(
         np.mean([right[mine["label"] == c].mean() for c in set(mine["label"])])
     )
     told = telling_utterances(run)
     for (label, is_right), part in told.groupby(["label", "right"]):
         assert len(part) == 1
-        same = run.predictions[run.predictions["label"] == label]
+        same = predictions[predictions["label"] == label]
         same = same[(same["label"] == same["prediction"]) == is_right]
         assert part["sure"].item() == same.filter(like="p_").max(axis=1).max()
     assert median_fold(run.results).ua == sorted(result.ua for result in run.results)[1]

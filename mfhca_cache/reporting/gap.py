@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.stats import t
 
@@ -22,8 +21,6 @@ from mfhca_cache.folds import peeked
 from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.storage.publish import publish, publish_json
-from mfhca_cache.training.metrics import score
-from mfhca_cache.training.result import fold_folder, read_predictions
 
 #: What is compared: a protocol, and what it is compared with. `_holds` says what the difference is made of.
 CONTRASTS = (
@@ -250,15 +247,8 @@ def write_gap(summary: GapSummary, folder: Path) -> tuple[Path, Path]:
 
 def _by_speaker(joined: JoinedSummary) -> dict[str, dict[str, float]]:
     """``wa`` and ``ua`` → speaker → score over the speaker's test utterances, the mean over seeds."""
-    found: dict[str, dict[str, list[float]]] = {"wa": {}, "ua": {}}
-    for run in joined.runs:
-        tables = [read_predictions(fold_folder(run.run, int(number))) for number in run.folds["fold"]]
-        for speaker, table in pd.concat(tables).groupby("speaker", sort=True):
-            codes = {name: number for number, name in enumerate(run.classes)}
-            scores = score(*(np.array([codes[name] for name in table[key]]) for key in ("label", "prediction")))
-            found["wa"].setdefault(str(speaker), []).append(scores.wa)
-            found["ua"].setdefault(str(speaker), []).append(scores.ua)
-    return {name: {who: statistics.fmean(values) for who, values in each.items()} for name, each in found.items()}
+    table = pd.concat([run.speakers for run in joined.runs]).groupby("speaker", sort=True)[["wa", "ua"]].mean()
+    return {name: {str(who): float(value) for who, value in table[name].items()} for name in ("wa", "ua")}
 
 
 def _minus(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
