@@ -106,7 +106,7 @@ def _of_seeds(run: Path, summary: RunSummary, seeds: int) -> list[Path]:
 
 
 def show_summary(screen: Screen, summary: RunSummary) -> None:
-    """The table of folds (epoch, C or alpha: the one chosen), the confusion matrix, and what must be said beside them."""
+    """The table of folds (epoch, C or alpha: the one chosen), the confusion matrix, and what must be said of them."""
     settings = summary.settings
     marked = " (optimistic)" if summary.optimistic else ""
     columns = ["fold", "utts", "clips", summary.chosen, "WA", "UA", "clip WA", "clip UA"]
