@@ -87,6 +87,8 @@ def test_a_page_has_the_run_and_its_caveats(page: Read, small_run: tuple[Path, C
     assert "Random weights" in page.text and "its features mean nothing" in page.text
     assert "Protocol strict: each fold tests on one speaker" in page.text
     assert "optimistic" not in page.text.lower()
+    assert "Fold 1 (1F)" in page.text and "(1f)" not in page.text
+    assert "alexnet weights" not in page.text
     assert cache.plan.identity() in page.text
     assert cache.features["random-tiny"].fingerprint in page.text
     assert "its 8 training utterances as faint rings" in page.text
@@ -311,7 +313,7 @@ def test_a_model_in_closed_form_has_a_page_of_its_own_words(
     folds = pd.read_csv(tmp_path / name / "tables" / "folds.csv")
     chosen = [result.record["chosen"][parameter] for result in run.results]
     assert folds[parameter].tolist()[:3] == chosen and "epoch" not in folds
-    assert f"{parameter} of each fold {', '.join(f'{value:g}' for value in chosen)}" in text
+    assert f"{parameter} of each fold{', '.join(f'{value:g}' for value in chosen)}" in text
     shown = CliRunner().invoke(mfhca, ["report", str(tmp_path / name), "--no-page"]).output
     assert parameter in shown and "epoch" not in shown
 

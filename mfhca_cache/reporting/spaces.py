@@ -154,6 +154,7 @@ def look(cache: Cache, run: StoredRun, beside: Sequence[Path], fold: int | None,
     other = counterpart(run, beside)
     chosen = median_fold(run.results) if fold is None else next(r for r in run.results if r.number == fold)
     why = "the one that was asked for" if fold is not None else "the one with the median UA"
+    why = why if len(run.results) > 1 else "the only one"
     training, said = _training(cache, run, chosen)
     spaces: list[Space] = []
     for result in run.results:

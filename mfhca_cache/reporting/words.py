@@ -163,7 +163,8 @@ def settings_rows(run: StoredRun) -> list[tuple[str, list[tuple[str, str]]]]:
         values = ", ".join(f"{value:g}" for value in run.summary.folds[chosen])
         training += [("fit", "closed form, in float64"), (f"{chosen} of each fold", values)]
     training.append(("seed", str(record["seed"])))
-    model = [(key.replace("_", " "), _of_folds(run, key)) for key in record["model_settings"]]
+    # A file that is not named, as AlexNet's weights mostly are not, is no setting.
+    model = [(key.replace("_", " "), _of_folds(run, key)) for key, v in record["model_settings"].items() if v != ""]
     counts = _range([int(result.record["parameters"]) for result in run.results])
     model.insert(0, ("trainable parameters" if chosen == "epoch" else "fitted numbers", counts))
     if source := record.get("model_source"):
