@@ -39,11 +39,11 @@ def test_intervals_are_of_the_scores_beside_them(trained: Path) -> None:
         assert all(intervals[name].low < scores[name] < intervals[name].high for name in NAMES)
     table = summary.speakers.set_index("speaker")
     assert list(table.index) == SPEAKERS and table.loc["1M", "ua"] == pytest.approx(ua[0])
-    assert list(table.columns) == ["utterances", "wa", "ua", *(f"recall_{name}" for name in CLASSES)]
+    assert list(table.columns) == ["fold", "utterances", "wa", "ua", *(f"recall_{name}" for name in CLASSES)]
 
 
 def test_files_and_json_hold_them(trained: Path) -> None:
-    value = json.loads(run("report", trained, "--json").output)
+    value = json.loads(run("report", trained, "--no-page", "--json").output)
     assert value["intervals"]["utterance_ua"]["method"] == "t over 10 speakers, on log-odds"
     assert value["pooled_intervals"]["clip_wa"]["n"] == 10
     assert value["speakers"][0]["speaker"] == "1M" and 0 <= value["speakers"][0]["recall_sad"] <= 1
@@ -55,7 +55,7 @@ def test_files_and_json_hold_them(trained: Path) -> None:
 
 
 def test_the_table_shows_them_and_says_how_they_were_made(trained: Path) -> None:
-    lines = run("report", trained).output.splitlines()
+    lines = run("report", trained, "--no-page").output.splitlines()
     found = summarise(trained).intervals["utterance_ua"]
     (first, second) = [line for line in lines if "95 % interval" in line]
     assert f"{100 * found.low:.1f}–{100 * found.high:.1f}" in first and first.count("–") == second.count("–") == 4
@@ -68,7 +68,7 @@ def test_sessions_have_no_interval_of_clips(tmp_path: Path) -> None:
     assert sorted(summary.intervals) == sorted(summary.pooled_intervals) == ["utterance_ua", "utterance_wa"]
     assert summary.intervals["utterance_wa"].method == "t over 10 speakers in 5 folds, on log-odds"
     assert list(summary.counts) == ["utterance"] and len(summary.speakers) == 10
-    text = run("report", tmp_path / "s").output
+    text = run("report", tmp_path / "s", "--no-page").output
     assert "95 % interval" in text and "in 5 folds" in text
 
 
@@ -76,7 +76,7 @@ def test_one_speaker_has_no_interval(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one", guesses(utterances(), 0.7, 1), only=(4,))
     summary = summarise(folder)
     assert summary.intervals == summary.pooled_intervals == {} and len(summary.speakers) == 1
-    assert "interval" not in run("report", folder).output.lower()
+    assert "interval" not in run("report", folder, "--no-page").output.lower()
     assert list(summary.to_table()["name"]) == ["2F", "mean", "std", "pooled"]
 
 
@@ -105,4 +105,4 @@ def test_predictions_that_are_missing_or_damaged_are_named(trained: Path) -> Non
     ):
         summarise(trained)
     path.unlink()
-    assert "delete fold02 and train it again" in run("report", trained, expect=1).output
+    assert "delete fold02 and train it again" in run("report", trained, "--no-page", expect=1).output
