@@ -1,4 +1,4 @@
-"""`mfhca report`: a run's stored folds → its table of scores."""
+"""`mfhca report`: a run's stored folds → its table of scores, and its page with figures and tables."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from mfhca_cache.errors import MfhcaError
 from mfhca_cache.reporting.intervals import Interval
 from mfhca_cache.reporting.joined import SCORES, JoinedSummary, join
 from mfhca_cache.reporting.summary import PAPER_CAVEAT, RunSummary, corpora, summarise, write_report
+from mfhca_cache.reporting.tables import shown
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.seeds import seed_folder
@@ -22,14 +24,14 @@ from .show import Screen, counted, grid, percent, quiet_and_json
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
-    help="The cache that the run was trained from, for features and attention.  [found in cache/ by its fingerprint]",
+    help="The cache of the run's test utterances, for features and attention.  [found in cache/ by its fingerprint]",
 )
 @click.option(
     "--beside",
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="RUN",
-    help="A run trained without HCA, whose features are shown beside this run's.  [found beside RUN]",
+    help="A run without HCA, whose features are shown beside this run's.  [found beside RUN, all else equal]",
 )
 @click.option("--fold", type=click.IntRange(1), help="Whose features are shown with training.  [the one of median UA]")
 @click.option(
@@ -78,9 +80,15 @@ def report(
     from mfhca_cache.reporting.page import FIGURES, TABLES, write_page
 
     with Screen(quiet, as_json) as screen:
-        folder = cache or find_cache(run, read_json(run / "run.json"))
-        opened = open_cache(folder) if folder else None
-        written = write_page(summary, opened, joined=joined, beside=beside, fold=fold, progress=screen.progress)
+        opened, unreadable = open_cache(cache) if cache else None, ""
+        if not cache and (found := find_cache(run, read_json(run / "run.json"))):
+            try:
+                opened = open_cache(found)
+            except MfhcaError as error:  # Nobody asked for it; the scores are whole without it.
+                unreadable = str(error)
+        written = write_page(
+            summary, opened, joined=joined, beside=beside, fold=fold, no_cache=unreadable, progress=screen.progress
+        )
     screen.say(
         f"Wrote {written.path}, {counted(len(written.figures), 'file')} in {FIGURES}/, "
         f"{len(written.tables)} in {TABLES}/"
@@ -98,15 +106,15 @@ def _of_seeds(run: Path, summary: RunSummary, seeds: int) -> list[Path]:
 
 
 def show_summary(screen: Screen, summary: RunSummary) -> None:
-    """The table of folds (epoch: the one chosen), the confusion matrix, and what must be said beside them."""
+    """The table of folds (epoch, C or alpha: the one chosen), the confusion matrix, and what must be said of them."""
     settings = summary.settings
     marked = " (optimistic)" if summary.optimistic else ""
-    columns = ["fold", "utts", "clips", "epoch", "WA", "UA", "clip WA", "clip UA"]
+    columns = ["fold", "utts", "clips", summary.chosen, "WA", "UA", "clip WA", "clip UA"]
     scores = ["utterance_wa", "utterance_ua", "clip_wa", "clip_ua"]
     rows = [
         [
             f"{row['fold']} ({row['name']})",
-            *(f"{row[name]:,}" for name in ("utterances", "clips", "best_epoch")),
+            *(shown(row[name], "count") for name in ("utterances", "clips", summary.chosen_column)),
             *(percent(row[name]) for name in scores),
         ]
         for row in summary.folds.to_dict("records")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,10 @@ from mfhca_cache.extraction.pipeline import extract
 from mfhca_cache.folds import cross_corpus_fold
 from mfhca_cache.labels import class_map
 from mfhca_cache.manifest import COLUMNS, Manifest, make_manifest
+from mfhca_cache.reporting.inside import find_cache
+from mfhca_cache.reporting.page import write_page
+from mfhca_cache.reporting.repeat import commands
+from mfhca_cache.reporting.stored import read_run
 from mfhca_cache.reporting.summary import summarise
 from mfhca_cache.spec import SpectrogramSpec
 from mfhca_cache.storage.cache import Cache, open_cache
@@ -128,6 +133,40 @@ def test_the_summary_names_both_and_shows_no_figure_of_the_paper(
     summary = summarise(tmp_path / "run")
     assert (summary.settings["corpus"], summary.settings["test_corpus"]) == ("iemocap", "emodb")
     assert summary.paper is None and not summary.optimistic and summary.to_json()["test_corpus"] == "emodb"
+
+
+def test_the_page_is_of_the_corpus_that_is_tested(small_cache: Cache, other: Cache, tmp_path: Path) -> None:
+    cross_validate(small_cache, BOTH, run=tmp_path / "run", device="cpu", test_cache=other)
+    identity = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert find_cache(tmp_path / "run", identity, [small_cache.path, other.path]) == other.path
+    # The corpus that trains has utterances of the same names, which are others.
+    written = write_page(tmp_path / "run", small_cache)
+    assert "has other clips than the run was tested on" in written.left_out[0]
+    assert not list((tmp_path / "run" / "figures").glob("tsne*"))
+    assert write_page(tmp_path / "run", other).left_out == ()
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "iemocap → emodb" in re.findall(r"<title>(.*)</title>", text)[0]
+    said = " ".join(text.split())
+    assert "one model is trained on iemocap" in said and "and is tested on all of emodb" in said
+    assert "they are of iemocap, and lie in another cache" in said and "come from a file" not in said
+    assert other.plan.identity() in said and small_cache.plan.identity() in said
+    assert r"iemocap $\to$ emodb, mfhca on" in (tmp_path / "run" / "tables" / "scores.tex").read_text()
+    one, first, two, second, training, _ = commands(read_run(tmp_path / "run"), None)
+    assert (one, two) == ("mfhca manifest iemocap CORPUS_FOLDER", "mfhca manifest emodb CORPUS_FOLDER")
+    assert first.startswith("mfhca extract   #") and second.startswith(
+        "mfhca extract --manifest manifests/emodb.csv   #"
+    )
+    assert "--cache cache/iemocap --test-cache cache/emodb" in training
+
+
+def test_two_tables_are_told_apart_in_the_commands(small_cache: Cache, other: Cache, tmp_path: Path) -> None:
+    cross_validate(small_cache, ENCODER, run=tmp_path / "run", device="cpu", test_cache=other)
+    run = read_run(tmp_path / "run")
+    run.results[0].record.update(corpus="table", test_corpus="table")
+    one, _, two, second, training, _ = commands(run, other)
+    assert one.endswith("-o manifests/table.csv") and two.endswith("-o manifests/table-test.csv")
+    assert second.endswith("--manifest manifests/table-test.csv --cache cache/table-test") and "#" not in second
+    assert "--cache cache/table --test-cache cache/table-test" in training
 
 
 def test_processes_seeds_and_features_outside_of_memory_change_no_number(

@@ -72,6 +72,9 @@ def test_latex_runs_nothing_that_is_in_a_name() -> None:
         r"\textbackslash{}input\{x\} \$y\$ 100\% a\_b \& \#1 \textasciitilde{} \textasciicircum{} {[}z{]} {*}"
     )
     assert escape("two\nlines\x00") == "two lines"
+    assert escape('50 % ± 2 · ravdess → emodb ✓ ✗ 1–2 −3 “a” "b" …') == (
+        r"50 \% $\pm$ 2 $\cdot$ ravdess $\to$ emodb \checkmark{} $\times$ 1--2 --3 ``a'' ''b'' \ldots{}"
+    )
     table = Table(
         "t",
         "50 % of it",
@@ -84,6 +87,7 @@ def test_latex_runs_nothing_that_is_in_a_name() -> None:
     assert text.index(r"\midrule", text.index("1,234")) > 0
     assert table.csv() == b"a_b,n,UA\nx&y,1234,0.5\n,,\n"
     assert (shown(float("nan"), "percent"), shown(None, "count"), shown(1.0, "percent")) == ("", "", "100.00")
+    assert [shown(value, "count") for value in (0.01, 10.0, 1e5, 1_024_000)] == ["0.01", "10", "100,000", "1,024,000"]
 
 
 def test_t_sne_keeps_neighbours_and_repeats_itself() -> None:

@@ -142,6 +142,11 @@ def test_predictions_are_counted_by_speaker_and_class() -> None:
     right, total = counts.by_speaker()
     assert right.tolist() == [[1, 0, 1], [1, 0, 0]] and total.tolist() == [[1, 0, 2], [2, 0, 0]]
     table = speaker_table(counts, ["angry", "happy", "sad"]).set_index("speaker")
+    assert "fold" not in table
+    numbered = speaker_table(counts, ["angry", "happy", "sad"], [4, 9])
+    assert dict(zip(numbered["speaker"], numbered["fold"], strict=True)) == {"1M": 4, "1F": 9}
+    twice = count_speakers(PREDICTIONS.assign(fold=[1, 1, 2, 2, 2]), ["angry", "happy", "sad"])
+    assert "fold" not in speaker_table(twice, ["angry", "happy", "sad"], [1, 2])
     assert table.loc["1M", ["utterances", "wa", "ua", "recall_sad"]].tolist() == pytest.approx([3, 2 / 3, 0.75, 0.5])
     assert np.isnan(table.loc["1F", "recall_sad"]) and table.loc["1F", "ua"] == 0.5
     with pytest.raises(TrainingError, match=r"classes angry; expected happy, sad"):

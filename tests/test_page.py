@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,17 +16,23 @@ from click.testing import CliRunner
 from mfhca_cache.cli.app import mfhca
 from mfhca_cache.cli.train import train
 from mfhca_cache.errors import TrainingError
+from mfhca_cache.folds import OPTIMISTIC_NOTE
+from mfhca_cache.reporting import spaces
 from mfhca_cache.reporting.figures import Drawing
 from mfhca_cache.reporting.inside import find_cache
 from mfhca_cache.reporting.joined import join
 from mfhca_cache.reporting.page import write_page
 from mfhca_cache.reporting.repeat import commands
 from mfhca_cache.reporting.spaces import counterpart, median_fold
-from mfhca_cache.reporting.stored import read_run, run_speakers, telling_utterances
-from mfhca_cache.reporting.summary import summarise
+from mfhca_cache.reporting.stored import read_run, telling_utterances
+from mfhca_cache.reporting.summary import run_predictions, summarise
+from mfhca_cache.reporting.tables import speakers_table
 from mfhca_cache.storage.cache import Cache
+from mfhca_cache.training.changes import parse_changes
+from mfhca_cache.training.crossval import cross_validate, run_name
+from mfhca_cache.training.options import TrainOptions
 
-from .pages import Read, copied
+from .pages import OPTIONS, Read, copied
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 
@@ -79,6 +87,8 @@ def test_a_page_has_the_run_and_its_caveats(page: Read, small_run: tuple[Path, C
     assert "Random weights" in page.text and "its features mean nothing" in page.text
     assert "Protocol strict: each fold tests on one speaker" in page.text
     assert "optimistic" not in page.text.lower()
+    assert "Fold 1 (1F)" in page.text and "(1f)" not in page.text
+    assert "alexnet weights" not in page.text
     assert cache.plan.identity() in page.text
     assert cache.features["random-tiny"].fingerprint in page.text
     assert "its 8 training utterances as faint rings" in page.text
@@ -225,18 +235,19 @@ def test_intervals_have_their_place(small_run: tuple[Path, Cache], tmp_path: Pat
 
 def test_speakers_and_telling_utterances_are_those_of_the_predictions(small_run: tuple[Path, Cache]) -> None:
     run = read_run(small_run[0])
-    table = run_speakers(run).set_index("speaker")
-    mine = run.predictions[run.predictions["speaker"] == "2M"]
+    predictions = run_predictions(small_run[0])
+    table = run.summary.speakers.set_index("speaker")
+    mine = predictions[predictions["speaker"] == "2M"]
     right = mine["label"] == mine["prediction"]
     assert table.loc["2M", "wa"] == pytest.approx(right.mean())
-    assert table.loc["2M", "recall_1"] == pytest.approx(right[mine["label"] == "happy"].mean())
+    assert table.loc["2M", "recall_happy"] == pytest.approx(right[mine["label"] == "happy"].mean())
     assert table.loc["2M", "ua"] == pytest.approx(
         np.mean([right[mine["label"] == c].mean() for c in set(mine["label"])])
     )
     told = telling_utterances(run)
     for (label, is_right), part in told.groupby(["label", "right"]):
         assert len(part) == 1
-        same = run.predictions[run.predictions["label"] == label]
+        same = predictions[predictions["label"] == label]
         same = same[(same["label"] == same["prediction"]) == is_right]
         assert part["sure"].item() == same.filter(like="p_").max(axis=1).max()
     assert median_fold(run.results).ua == sorted(result.ua for result in run.results)[1]
@@ -257,6 +268,104 @@ def test_a_run_without_hca_is_found_beside(small_run: tuple[Path, Cache], tmp_pa
     assert found is not None and found.folder == other
     with pytest.raises(TrainingError, match="no run here"):
         counterpart(stored, [tmp_path / "nothing"])
+    with pytest.raises(TrainingError, match=r"cannot stand beside .*: both have the fusion hca"):
+        counterpart(stored, [run])
+
+
+def test_a_run_that_differs_in_more_is_shown_only_where_it_is_named(
+    small_run: tuple[Path, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(small_run[0], tmp_path / "runs" / "hca")
+
+    def without(record: dict[str, Any]) -> None:
+        record["model_settings"].update(fusion="co-attention", dropout=0.25)
+        record["recipe"]["learning_rate"] = 0.5
+
+    other = copied(run, tmp_path / "runs" / "plain", without)
+    whole: list[Path] = []
+    monkeypatch.setattr(spaces, "read_run", lambda path: whole.append(path) or read_run(path))
+    assert counterpart(read_run(run), []) is None
+    assert whole == []  # Its weights are not read to find that out.
+    assert counterpart(read_run(run), [other]) is not None
+    mine, theirs = (read_run(path).results[0].record for path in (run, other))
+    assert [line.partition(":")[0] for line in spaces.unlike(mine, theirs)] == [
+        "model_settings.dropout", "recipe.learning_rate"
+    ]  # fmt: skip
+    said = spaces._other(read_run(run), read_run(other), True)
+    assert said is not None and "differs in more than that" in said and "recipe.learning_rate: 0.001 → 0.5" in said
+
+
+@pytest.mark.usefixtures("no_files")
+@pytest.mark.parametrize(("name", "parameter"), [("svm", "C"), ("ridge", "alpha")])
+def test_a_model_in_closed_form_has_a_page_of_its_own_words(
+    small_run: tuple[Path, Cache], tmp_path: Path, name: str, parameter: str
+) -> None:
+    cross_validate(small_run[1], TrainOptions(name, "random-tiny", threads=1), run=tmp_path / name, device="cpu")
+    run = read_run(tmp_path / name)
+    written = write_page(tmp_path / name, small_run[1])
+    assert "statistics of its inputs" in written.left_out[0] and len(written.left_out) == 1
+    assert not [path for path in written.figures if "curves" in path.name]
+    text = " ".join(Read(written.path.read_text()).text.split())
+    assert f"fitted once for each {parameter} of " in text and "no learning curve" in text
+    assert f"chooses its {parameter} on another" in text and "epoch." not in text.partition("Protocol and caveats")[2]
+    assert "log-probabilities" not in text and "the mean and the standard deviation of all its frames" in text
+    assert "fitted numbers" in text and "trainable parameters" not in text
+    folds = pd.read_csv(tmp_path / name / "tables" / "folds.csv")
+    chosen = [result.record["chosen"][parameter] for result in run.results]
+    assert folds[parameter].tolist()[:3] == chosen and "epoch" not in folds
+    assert f"{parameter} of each fold{', '.join(f'{value:g}' for value in chosen)}" in text
+    shown = CliRunner().invoke(mfhca, ["report", str(tmp_path / name), "--no-page"]).output
+    assert parameter in shown and "epoch" not in shown
+
+
+@pytest.mark.usefixtures("no_files")
+@pytest.mark.parametrize("protocol", ["strict-peeked", "session-peeked"])
+def test_a_peeked_run_says_that_its_curves_show_the_test_set(
+    small_run: tuple[Path, Cache], tmp_path: Path, protocol: str
+) -> None:
+    peeked = {"optimistic": True, "protocol": protocol, "caveats": [OPTIMISTIC_NOTE]}
+    run = copied(small_run[0], tmp_path / "run", lambda record: record.update(peeked))
+    text = " ".join(Read(write_page(run).path.read_text()).text.split())
+    assert f"Protocol {protocol}: each fold tests on one" in text and "but chooses its epoch on the test" in text
+    assert "these curves show the test set" in text
+    plain = copied(small_run[0], tmp_path / "plain")
+    assert "these curves show the test set" not in Read(write_page(plain).path.read_text()).text
+
+
+def test_classes_may_be_called_as_columns_are(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    names = {"angry": "utterances", "happy": "WA", "neutral": "fold", "sad": "wa"}
+    run = copied(small_run[0], tmp_path / "run", lambda record: record.update(classes=list(names.values())))
+    for path in run.glob("fold*/predictions.csv"):
+        table = pd.read_csv(path, dtype=str).replace({"label": names, "prediction": names})
+        table.rename(columns={f"p_{old}": f"p_{new}" for old, new in names.items()}).to_csv(path, index=False)
+    plain, table = (speakers_table(summarise(folder), "") for folder in (small_run[0], run))
+    assert table.rows == plain.rows
+    recalls = ["recall of utterances", "recall of WA", "recall of fold", "wa"]
+    assert [heading for heading, _ in table.columns] == ["speaker", "fold", "utterances", "WA", "UA", *recalls]
+    assert [row[1] for row in table.rows] == [1, 2, 3]
+
+
+def test_a_run_of_its_usual_name_needs_no_name(small_run: tuple[Path, Cache], tmp_path: Path) -> None:
+    run, cache = small_run
+    # The second, trained with its changes in another order than the recipe and the model have them.
+    for changes in (OPTIONS.changes, (("hidden", 16), ("batch", 16), ("channels", (4, 8)))):
+        options = replace(OPTIONS, changes=changes, epochs=2)
+        roles = {"spectrogram": "spectrogram", "encoder": "random-tiny"}
+        folder = copied(run, tmp_path / run_name(cache, options, roles))
+        training = commands(read_run(folder), cache)[2]
+        assert "--name" not in training
+        context = train.make_context("train", training.split()[2:])
+        again = replace(options, changes=parse_changes(context.params["changes"], "mfhca"))
+        assert run_name(cache, again, roles) == folder.name
+    folds = {"name": "my folds.json", "shape": "x", "sha256": "0"}
+    imported = replace(OPTIONS, folds="my folds.json")
+    folder = copied(
+        run,
+        tmp_path / run_name(cache, imported, roles),
+        lambda record: record.update(folds_from=folds, protocol="imported"),
+    )
+    training = commands(read_run(folder), cache)[2]
+    assert "--folds 'my folds.json'" in training and "--name" not in training
 
 
 def test_the_commands_repeat_the_run(small_run: tuple[Path, Cache]) -> None:
@@ -288,5 +397,13 @@ def test_report_writes_the_page(small_run: tuple[Path, Cache], tmp_path: Path) -
     assert "report.html" in shown and "is not at hand" in shown
     assert json.loads(call("--json", "--cache", str(cache.path), "--fold", "2"))["missing_folds"] == []
     assert "fold 2 (2M), the one that was asked for" in " ".join(Read((mine / "report.html").read_text()).text.split())
+    # A cache that is found, and cannot be read, takes nothing from the page but what needs it.
+    shutil.copytree(cache.path, tmp_path / "cache" / "small")
+    (tmp_path / "cache" / "small" / "random-tiny" / "feature.json").write_text("{")
+    shown = " ".join(call().split())
+    assert "the cache cannot be read" in shown and "feature.json" in shown
+    assert "the cache cannot be read" in Read((mine / "report.html").read_text()).text
+    result = CliRunner().invoke(mfhca, ["report", str(mine), "--cache", str(tmp_path / "cache" / "small")])
+    assert result.exit_code == 1 and "feature.json" in result.output
     result = CliRunner().invoke(mfhca, ["report", str(mine), "--fold", "9"])
     assert result.exit_code == 1 and "fold 9 is not trained" in result.output

@@ -39,7 +39,7 @@ def test_intervals_are_of_the_scores_beside_them(trained: Path) -> None:
         assert all(intervals[name].low < scores[name] < intervals[name].high for name in NAMES)
     table = summary.speakers.set_index("speaker")
     assert list(table.index) == SPEAKERS and table.loc["1M", "ua"] == pytest.approx(ua[0])
-    assert list(table.columns) == ["utterances", "wa", "ua", *(f"recall_{name}" for name in CLASSES)]
+    assert list(table.columns) == ["fold", "utterances", "wa", "ua", *(f"recall_{name}" for name in CLASSES)]
 
 
 def test_files_and_json_hold_them(trained: Path) -> None:

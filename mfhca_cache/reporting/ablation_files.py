@@ -9,14 +9,8 @@ import pandas as pd
 
 from mfhca_cache.reporting.ablation import NOT_BUILT, AblationTable, RowResult
 from mfhca_cache.reporting.joined import SCORES
+from mfhca_cache.reporting.latex import escape
 from mfhca_cache.storage.publish import publish, publish_json
-
-#: Every character that LaTeX reads as a command, and the signs of these tables that its fonts may lack.
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "#": r"\#", "$": r"\$", "%": r"\%", "&": r"\&", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "✓": r"\checkmark{}", "✗": r"$\times$", "±": r"$\pm$", "×": r"$\times$", "–": "--",
-}  # fmt: skip
 
 
 def write_table(table: AblationTable, folder: Path) -> list[Path]:
@@ -135,11 +129,6 @@ def limits(row: RowResult, name: str) -> str:
     """``[69.8, 72.5]``, the 95 % interval in percent; empty where there is none."""
     low, high = row.intervals.get(name, (None, None))
     return f"[{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
-
-
-def escape(text: str) -> str:
-    """Text as LaTeX shows it."""
-    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def _row_cells(row: RowResult, published: bool) -> list[str]:

@@ -38,15 +38,23 @@ class Glimpse:
 
 
 def glimpse(
-    run: StoredRun, cache: Cache | None, beside: Sequence[Path], fold: int | None, progress: ProgressCallback
+    run: StoredRun,
+    cache: Cache | None,
+    beside: Sequence[Path],
+    fold: int | None,
+    progress: ProgressCallback,
+    no_cache: str = "",
 ) -> Glimpse:
-    """Look at a run's models through its cache.
+    """Look at a run's models through the cache of its test utterances.
+
+    Args:
+        no_cache: why there is no cache, in words; by default that it is not at hand.
 
     Raises:
-        TrainingError: a run named in ``beside`` is none.
+        TrainingError: no run named in ``beside`` can stand beside this one.
     """
     record = run.results[0].record
-    why = _why_not(run, cache)
+    why = _why_not(run, cache, no_cache)
     if cache is None or why:
         return Glimpse(no_spaces=why, no_attention=why)
     # As in training: sums depend on how many threads share them.
@@ -84,13 +92,18 @@ def _look(
     return Glimpse(spaces, shown, tuple(seen), bin_hz, no_spaces, no_attention)
 
 
-def _why_not(run: StoredRun, cache: Cache | None) -> str:
+def _why_not(run: StoredRun, cache: Cache | None, no_cache: str) -> str:
     """Why nothing can be shown; empty where it can."""
     record = run.results[0].record
     command = f"mfhca report {shlex.quote(f'runs/{run.folder.resolve().name}')} --cache DIR"
     if reason := has_features(record):
         return f"Left out: {reason}."
+    tested = record.get("test_corpus")
+    if cache is None and no_cache:
+        return f"Left out: the cache cannot be read: {no_cache.rstrip('.')}. With a sound one, `{command}` adds it."
     if cache is None:
-        return f"Left out: the cache that this run was trained from is not at hand. `{command}` adds it."
+        of = f"of {tested}, on which this run was tested," if tested else "that this run was trained from"
+        return f"Left out: the cache {of} is not at hand. `{command}` adds it."
     reason = why_not(cache, record)
-    return f"Left out: {reason}. With the run's own cache, `{command}` adds it." if reason else ""
+    whose = f"the cache of {tested}" if tested else "the run's own cache"
+    return f"Left out: {reason}. With {whose}, `{command}` adds it." if reason else ""

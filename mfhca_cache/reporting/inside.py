@@ -65,10 +65,12 @@ class Attention:
 
 
 def why_not(cache: Cache, record: dict[str, Any]) -> str | None:
-    """Why a fold's model cannot look at this cache, in words; None where it can."""
+    """Why a fold's model cannot look at this cache for its test utterances, in words; None where it can."""
     stated = dict(record["cache"])
-    if stated.pop("plan", None) != cache.plan.identity():
-        return f"{cache.path} has other clips than the run was trained on (the fingerprints of their plans differ)"
+    plan, tested = stated.pop("plan", None), record.get("test_plan")
+    if (tested or plan) != cache.plan.identity():
+        done = "tested" if tested else "trained"
+        return f"{cache.path} has other clips than the run was {done} on (the fingerprints of their plans differ)"
     for name, fingerprint in stated.items():
         if name not in cache.features:
             return f"{cache.path} has no {name}"
@@ -81,6 +83,8 @@ def has_features(record: dict[str, Any]) -> str | None:
     """Why a fold's model gives no final features, in words; None where it does."""
     if record.get("model_source"):
         return "the model is the reader's own, and a result holds its weights and not its code"
+    if record.get("step") == "closed form":
+        return "the model classifies statistics of its inputs as they are, and learns no features of its own"
     return None
 
 
@@ -129,20 +133,23 @@ def attention_of(cache: Cache, result: FoldResult, utterance_id: str) -> Attenti
 
 
 def find_cache(run: Path, identity: dict[str, Any], folders: Sequence[Path] = (Path("cache"),)) -> Path | None:
-    """The cache that a run was trained from, by corpus and plan; None where there is none.
+    """The cache with the utterances that a run tests, by corpus and plan; None where there is none.
+
+    It is the cache that the run was trained from, but for a run that was tested on another corpus, of which it is.
 
     Args:
         run: the run's folder; a cache beside the folder of runs is found too.
         identity: the run's run.json.
         folders: where to look: each may be a cache, or hold caches.
     """
+    part = "test_" if identity.get("test_plan") else ""
     for folder in [*folders, run.resolve().parent.parent / "cache"]:
         for path in [folder / "cache.json", *sorted(folder.glob("*/cache.json"))]:
             try:
                 plan = read_plan(path.parent)
             except MfhcaError:
                 continue
-            if plan.corpus == identity.get("corpus") and plan.identity() == identity.get("plan"):
+            if plan.corpus == identity.get(f"{part}corpus") and plan.identity() == identity.get(f"{part}plan"):
                 return path.parent
     return None
 

@@ -66,7 +66,7 @@ def _space_panel(space: Space, classes: Sequence[str]) -> Panel:
 
 def _fold_panel(fold: str, spaces: Sequence[Space], classes: Sequence[str]) -> Panel:
     def draw(part: Any) -> None:
-        heading(part, fold.capitalize())
+        heading(part, fold[:1].upper() + fold[1:])
         for axes, space in zip(part.subplots(1, len(spaces), squeeze=False)[0], spaces, strict=True):
             _points(axes, space, classes, 3.2)
             axes.set_xlabel(space.what)

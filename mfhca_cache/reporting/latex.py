@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mfhca_cache.reporting.tables import Kind, Table, shown
 
+#: Every character that LaTeX reads as a command, and the signs of our tables that its fonts may lack: ✓ is of amssymb.
 _ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$", "−": "--",
-    "“": "``", "”": "''", "…": r"\ldots{}",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$", "−": "--", "–": "--",
+    "→": r"$\to$", "✓": r"\checkmark{}", "✗": r"$\times$", "“": "``", "”": "''", "…": r"\ldots{}",
     # At the beginning of a row these would belong to the end of the row before.
     "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip

@@ -30,7 +30,7 @@ from mfhca_cache.reporting.score_figures import (
     scores_figure,
 )
 from mfhca_cache.reporting.stored import StoredRun, read_run
-from mfhca_cache.reporting.summary import LEVELS, RunSummary
+from mfhca_cache.reporting.summary import LEVELS, RunSummary, corpora
 from mfhca_cache.reporting.tables import (
     SCORES,
     Table,
@@ -44,12 +44,15 @@ from mfhca_cache.reporting.tables import (
     speakers_table,
 )
 from mfhca_cache.reporting.words import (
-    POOLED,
     RANDOM,
-    SCORE_WORDS,
+    curve_words,
     missing_words,
     paper_words,
+    parameters_words,
+    peeks,
+    pooled_words,
     protocol_words,
+    score_words,
     settings_rows,
     where,
 )
@@ -85,20 +88,23 @@ def write_page(
     joined: JoinedSummary | None = None,
     beside: Sequence[str | Path] = (),
     fold: int | None = None,
+    no_cache: str = "",
     progress: ProgressCallback = silent,
 ) -> Page:
     """Write report.html, figures/ and tables/ into a run's folder. The same run and cache give the same bytes.
 
     Args:
         run: its folder, or its summary.
-        cache: that it was trained from, for features and attention; without it these are left out, with the reason.
+        cache: that holds its test utterances (where it was tested on another corpus, that corpus's), for features and
+            attention; without it these are left out, with the reason.
         joined: the runs of several seeds, this one the first, whose scores are then the headline.
         beside: runs without HCA (or with it, where this one has none), whose features are to stand beside this run's.
         fold: the fold whose features are shown with its training utterances; None for the one with the median UA.
+        no_cache: why there is no cache, in words; by default that it is not at hand.
         progress: called as figures are made.
 
     Raises:
-        TrainingError: no run there, no such fold, a damaged one, or a run in ``beside`` that is none.
+        TrainingError: no run there, no such fold, a damaged one, or no run in ``beside`` that can stand beside it.
         CacheError: the folder cannot be written to.
     """
     stored = read_run(run.run, run) if isinstance(run, RunSummary) else read_run(run)
@@ -107,7 +113,7 @@ def write_page(
         raise TrainingError(
             f"{stored.folder}: fold {fold} is not trained; expected one of {', '.join(map(str, numbers))}"
         )
-    seen = glimpse(stored, cache, [Path(path) for path in beside], fold, progress)
+    seen = glimpse(stored, cache, [Path(path) for path in beside], fold, progress, no_cache)
     drawings = _drawings(stored, seen)
     tables = _tables(stored, joined)
     figures_folder, tables_folder = stored.folder / FIGURES, stored.folder / TABLES
@@ -148,7 +154,7 @@ def _drawings(stored: StoredRun, seen: Glimpse) -> dict[str, Drawing]:
 
 def _tables(stored: StoredRun, joined: JoinedSummary | None) -> dict[str, Table]:
     summary, said = stored.summary, where(stored)
-    found = [score_table(summary, said), fold_table(summary, said), speakers_table(stored, said)]
+    found = [score_table(summary, said), fold_table(summary, said), speakers_table(summary, said)]
     found += [confusion_table(summary, level, said) for level in LEVELS]
     if joined:
         found.insert(0, seed_table(joined, said))
@@ -186,8 +192,12 @@ def _render(
         headline=_headline(joined or summary),
         interval_name=interval_name(intervals) if intervals else "",
         methods=method_of(intervals) if intervals else [],
-        score_words=SCORE_WORDS,
-        pooled_words=POOLED,
+        score_words=score_words(summary),
+        pooled_words=pooled_words(summary),
+        corpora=corpora(summary.settings),
+        parameters=parameters_words(stored),
+        no_curves=curve_words(stored),
+        peeks=peeks(stored),
         drawings={name: _figure(drawing) for name, drawing in drawings.items()},
         tables=tables,
         strong=STRONG,

@@ -10,14 +10,13 @@ import numpy as np
 from mfhca_cache.reporting.figures import Drawing, Key, Panel, heading, plain
 from mfhca_cache.reporting.style import COLOURS, SMALL, TEXT
 from mfhca_cache.reporting.summary import LEVELS, RunSummary
-from mfhca_cache.reporting.tables import interval_name
+from mfhca_cache.reporting.tables import SCORES, interval_name
 from mfhca_cache.training.result import FoldResult
 
 #: A cell of a confusion matrix that is coloured more strongly than this has light text on light paper, dark on dark.
 STRONG = 0.66
 #: Losses that differ by more than this factor are drawn on a logarithmic axis.
 _LOG_FACTOR = 20.0
-_SCORES = tuple((f"{level}_{name}", f"{level} {name.upper()}") for level in LEVELS for name in ("wa", "ua"))
 
 
 def scores_figure(summary: RunSummary) -> Drawing:
@@ -27,12 +26,12 @@ def scores_figure(summary: RunSummary) -> Drawing:
     if intervals:
         keys.append(Key(interval_name(intervals), "accent", "-"))
     keys += [Key("pooled", "ink", "D", open=True), Key("chance (UA)", "muted", "--")]
-    values = ", ".join(f"{label} {100 * summary.mean[name]:.1f} %" for name, label in _SCORES)
+    values = ", ".join(f"{level} {short} {100 * summary.mean[name]:.1f} %" for name, level, short in SCORES)
 
     def draw(part: Any) -> None:
         axes = part.subplots()
         chance = 100 / len(summary.classes)
-        for row, (name, _) in enumerate(_SCORES):
+        for row, (name, _, _) in enumerate(SCORES):
             folds = 100 * summary.folds[name].to_numpy()
             axes.plot(
                 folds, _spread(folds, row - 0.05), "o", mec=COLOURS["muted"], mfc="none", ms=4, mew=0.9, alpha=0.8
@@ -44,8 +43,8 @@ def scores_figure(summary: RunSummary) -> Drawing:
             axes.plot(100 * summary.pooled[name], below, "D", mec=COLOURS["ink"], mfc="none", ms=5, mew=1)
             if name.endswith("_ua"):
                 axes.plot([chance] * 2, [row - 0.35, row + 0.45], "--", color=COLOURS["muted"], lw=1)
-        axes.set_yticks(range(len(_SCORES)), [label for _, label in _SCORES])
-        axes.set(xlim=(-2, 102), ylim=(len(_SCORES) - 0.4, -0.5), xlabel="%" + _marked(summary.optimistic))
+        axes.set_yticks(range(len(SCORES)), [f"{level} {short}" for _, level, short in SCORES])
+        axes.set(xlim=(-2, 102), ylim=(len(SCORES) - 0.4, -0.5), xlabel="%" + _marked(summary.optimistic))
         axes.tick_params(axis="y", labelsize=TEXT, labelcolor=COLOURS["ink"])
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -143,7 +142,9 @@ def _curve_panel(result: FoldResult, limits: tuple[float, float], epochs: int, l
 
 
 def has_curve(result: FoldResult) -> bool:
-    """Whether a fold was trained epoch by epoch; a model that is fitted at once has no curve."""
+    """Whether a fold was trained epoch by epoch; a model in closed form has a row a value of its grid, and no curve."""
+    if result.record.get("step") == "closed form":
+        return False
     needed = {"epoch", "train_loss", "validation_loss", "validation_ua"}
     if not needed <= set(result.curve.columns):
         return False

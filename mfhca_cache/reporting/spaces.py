@@ -13,20 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from mfhca_cache.errors import MfhcaError
-from mfhca_cache.folds import PROTOCOLS, make_folds
+from mfhca_cache.errors import MfhcaError, TrainingError
+from mfhca_cache.folds import CROSS_CORPUS, PROTOCOLS, make_folds
 from mfhca_cache.labels import ClassMap
 from mfhca_cache.progress import ProgressCallback
 from mfhca_cache.reporting.embedding import LEAST_POINTS, t_sne
 from mfhca_cache.reporting.inside import Features, features_of, why_not
 from mfhca_cache.reporting.stored import StoredRun, read_run
+from mfhca_cache.spec import differences
 from mfhca_cache.storage.cache import Cache
-from mfhca_cache.training.result import FoldResult
+from mfhca_cache.training.data import with_classes
+from mfhca_cache.training.result import FoldResult, read_record
 
 #: More training utterances than these would hide each other, and take minutes.
 MOST_TRAINING = 2000
-#: What must be the same of two runs for their features to stand side by side.
-_SAME = ("corpus", "features", "protocol", "seed", "classes", "model")
+#: What must be the same of two runs for their features to stand side by side: utterances, classes, folds.
+_SAME = ("corpus", "test_corpus", "test_plan", "classes", "class_map", "protocol", "folds_from", "model")
+#: What else must be the same of a run that nobody named, so that nothing but the fusion is between the two.
+_ALIKE = ("features", "seed", "preset", "recipe", "precision", "alexnet")
 
 
 @dataclass(frozen=True)
@@ -76,27 +80,58 @@ def median_fold(results: Sequence[FoldResult]) -> FoldResult:
 
 
 def counterpart(run: StoredRun, beside: Sequence[Path]) -> StoredRun | None:
-    """A run that differs from this one in the fusion, HCA or co-attention: among those named, else in the same folder.
+    """A run of the other fusion, HCA or co-attention: the first that fits of those named, else one in the same folder.
+
+    One that was named may differ in more than the fusion, see `unlike`; one that was not differs in nothing else.
 
     Raises:
-        TrainingError: a run that was named is none.
+        TrainingError: a run that was named is none, or none that was named fits.
     """
-    mine = fusion(run.results[0].record)
-    if mine is None:
-        return None
-    siblings = sorted(path.parent for path in run.folder.resolve().parent.glob("*/run.json"))
-    for path in [*beside, *(sibling for sibling in siblings if sibling != run.folder.resolve())]:
-        try:
-            other = read_run(path)
-        except MfhcaError:
-            if path in beside:
-                raise
-            continue
-        records = [item.results[0].record for item in (run, other)]
-        same = all(records[0][key] == records[1][key] for key in _SAME)
-        if same and records[0]["cache"] == records[1]["cache"] and fusion(records[1]) not in (None, mine):
+    mine = run.results[0].record
+    reasons = []
+    for path in beside:
+        other = read_run(path)
+        record = other.results[0].record
+        if not (reason := _why_apart(mine, record)):
             return other
+        reasons.append(f"{path} cannot stand beside {run.folder}: {reason}")
+    if reasons:
+        raise TrainingError(
+            "; ".join(reasons) + ". Expected MFHCA on both inputs, on the same utterances, classes and folds, one run "
+            "with HCA and one without"
+        )
+    if fusion(mine) is None:
+        return None
+    for path in sorted(path.parent for path in run.folder.resolve().parent.glob("*/run.json")):
+        try:
+            # A record is read first: the folds' weights may be gigabytes, and most runs are others.
+            folder = next((item.parent for item in sorted(path.glob("fold*/result.json"))), None)
+            record = read_record(folder) if folder else {}
+            if record and not _why_apart(mine, record) and not unlike(mine, record):
+                return read_run(path)
+        except MfhcaError:
+            continue
     return None
+
+
+def _why_apart(mine: dict[str, Any], other: dict[str, Any]) -> str:
+    """Why the features of two runs cannot stand side by side, in words; empty where they can."""
+    if fusion(mine) is None or fusion(other) is None:
+        return "one of them has no two inputs that MFHCA joins"
+    if fusion(mine) == fusion(other):
+        return f"both have the fusion {fusion(mine)}"
+    here, there = ({key: item.get(key) for key in _SAME} | {"plan": item["cache"]["plan"]} for item in (mine, other))
+    return "; ".join(differences(here, there))
+
+
+def unlike(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What is between the records of two runs beside the fusion: ``recipe.epochs: 40 → 20`` and so on."""
+    parts = []
+    for record in (mine, other):
+        model = {key: value for key, value in record["model_settings"].items() if key != "fusion"}
+        found = {key: record.get(key) for key in _ALIKE}
+        parts.append(found | {"model_settings": model, "fingerprints": record["cache"]})
+    return differences(parts[0], parts[1])
 
 
 def fusion(record: dict[str, Any]) -> str | None:
@@ -119,6 +154,7 @@ def look(cache: Cache, run: StoredRun, beside: Sequence[Path], fold: int | None,
     other = counterpart(run, beside)
     chosen = median_fold(run.results) if fold is None else next(r for r in run.results if r.number == fold)
     why = "the one that was asked for" if fold is not None else "the one with the median UA"
+    why = why if len(run.results) > 1 else "the only one"
     training, said = _training(cache, run, chosen)
     spaces: list[Space] = []
     for result in run.results:
@@ -167,7 +203,9 @@ def _other(run: StoredRun, other: StoredRun | None, shown: bool) -> str | None:
     if other is not None:
         without = fusion(other.results[0].record) != "hca"
         kind = "was trained without HCA" if without else "was trained with HCA"
-        return f"Beside it stand the final features of another run, {other.folder.name}, which {kind}."
+        said = f"Beside it stand the final features of another run, {other.folder.name}, which {kind}"
+        more = unlike(run.results[0].record, other.results[0].record)
+        return f"{said}. It differs in more than that: {'; '.join(more)}." if more else f"{said}, all else being equal."
     if not shown:
         return None
     return (
@@ -185,16 +223,15 @@ def _test(run: StoredRun, result: FoldResult) -> tuple[list[str], list[int]]:
 def _training(cache: Cache, run: StoredRun, result: FoldResult) -> tuple[dict[str, int], str]:
     """A fold's training utterances and their classes, as the protocol cuts them, and which they are in words."""
     record, classes = result.record, run.identity["classes"]
+    if record["protocol"] == CROSS_CORPUS:
+        return {}, f"Its training utterances are not shown: they are of {record['corpus']}, and lie in another cache."
     if record["protocol"] not in PROTOCOLS:
         return (
             {},
             "Its training utterances are not shown: its folds come from a file, and the run only knows its digest.",
         )
     labels = ClassMap(str(record["class_map"]), tuple(classes), {name: tuple(raw) for name, raw in classes.items()})
-    table = cache.utterances
-    table["class"] = labels.apply(table["label"])
-    rejected = cache.rejected(record["features"].values())
-    table = table[table["class"].notna() & ~table["utterance_id"].isin(list(rejected))]
+    table = with_classes(cache, labels, record["features"].values())
     folds = make_folds(table, record["protocol"], record["seed"])
     fold = next((item for item in folds if item.number == result.number), None)
     if fold is None or set(fold.test) != set(result.predictions["utterance_id"]):

@@ -58,14 +58,22 @@ def count_clips(records: Sequence[dict[str, Any]], utterances: Counts) -> Counts
     return Counts(correct, matrices.sum(-1), utterances.speaker, utterances.fold, utterances.speakers)
 
 
-def speaker_table(counts: Counts, classes: Sequence[str]) -> pd.DataFrame:
-    """A row a speaker: speaker, utterances, wa, ua (0…1), and ``recall_<class>``, NaN where it has none."""
+def speaker_table(counts: Counts, classes: Sequence[str], folds: Sequence[int] = ()) -> pd.DataFrame:
+    """A row a speaker: speaker, fold, utterances, wa, ua (0…1), and ``recall_<class>``, NaN where it has none.
+
+    Args:
+        folds: the numbers of the counts' folds, in order. The column ``fold`` is there with them alone, and only where
+            no speaker is tested in several.
+    """
     correct, total = counts.by_speaker()
     recall = np.divide(correct, total, out=np.full(total.shape, np.nan), where=total > 0)
     columns = {f"recall_{name}": recall[:, at] for at, name in enumerate(classes)}
+    once = bool(folds) and len(counts.speaker) == len(counts.speakers)
+    fold = {"fold": [int(folds[at]) for at in counts.fold[np.argsort(counts.speaker)]]} if once else {}
     return pd.DataFrame(
         {
             "speaker": counts.speakers,
+            **fold,
             "utterances": total.sum(-1).astype(int),
             "wa": correct.sum(-1) / total.sum(-1),
             "ua": np.nanmean(recall, -1),

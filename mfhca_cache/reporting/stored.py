@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mfhca_cache.reporting.summary import RunSummary, summarise
+from mfhca_cache.reporting.summary import RunSummary, run_predictions, summarise
 from mfhca_cache.storage.shard import read_json
 from mfhca_cache.training.result import FoldResult, fold_folder, read_fold
 
@@ -29,11 +29,6 @@ class StoredRun:
     identity: dict[str, Any]
     results: tuple[FoldResult, ...]
 
-    @property
-    def predictions(self) -> pd.DataFrame:
-        """The test utterances of all folds: the columns of predictions.csv, and ``fold``."""
-        return pd.concat([r.predictions.assign(fold=r.number) for r in self.results], ignore_index=True)
-
 
 def read_run(run: str | Path, summary: RunSummary | None = None) -> StoredRun:
     """Read a run's folder.
@@ -47,30 +42,13 @@ def read_run(run: str | Path, summary: RunSummary | None = None) -> StoredRun:
     return StoredRun(run, summary, read_json(run / "run.json"), tuple(results))
 
 
-def run_speakers(run: StoredRun) -> pd.DataFrame:
-    """A row a test speaker: speaker, fold, utterances, wa, ua (over the classes that the speaker has) and ``recall_N``.
-
-    ``recall_N`` is of class number N, NaN where the speaker has no utterance of it. Scores in 0…1.
-    """
-    rows = []
-    predictions = run.predictions
-    for speaker, table in predictions.groupby("speaker", sort=False):
-        right = table["label"] == table["prediction"]
-        recalls = [float(right[table["label"] == name].mean()) for name in run.summary.classes]
-        folds = ", ".join(map(str, dict.fromkeys(table["fold"])))
-        row: dict[str, Any] = {"speaker": speaker, "fold": folds, "utterances": len(table), "wa": float(right.mean())}
-        row["ua"] = float(np.nanmean(recalls))
-        rows.append(row | {f"recall_{number}": value for number, value in enumerate(recalls)})
-    return pd.DataFrame(rows)
-
-
 def telling_utterances(run: StoredRun) -> pd.DataFrame:
     """By a rule, not by hand: of each class the utterance most surely recognised and the one most surely mistaken.
 
     Over the test utterances of all folds; sure is the probability of the predicted class; ties go to the first id. A
     row each: the columns of predictions.csv, fold, ``sure`` and ``right``.
     """
-    table = run.predictions
+    table = run_predictions(run.folder).reset_index(drop=True)
     columns = [f"p_{name}" for name in run.summary.classes]
     places = table["prediction"].map({name: number for number, name in enumerate(run.summary.classes)})
     sure = table[columns].to_numpy()[np.arange(len(table)), places.to_numpy()]

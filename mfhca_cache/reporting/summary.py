@@ -40,7 +40,7 @@ class RunSummary:
         run: the run's folder.
         settings: corpus, model, features, protocol, preset, seed; test_corpus, where it is another, or None.
         classes: class names in the order of the confusion matrices.
-        folds: a row a fold: fold, name, utterances, clips, best_epoch, epochs, seconds, and
+        folds: a row a fold: fold, name, utterances, clips, best_epoch, epochs, seconds, C or alpha if ``chosen``, and
             ``<level>_wa``, ``<level>_ua`` for the levels utterance and clip.
         missing: names of the protocol's folds that are not trained yet.
         mean, std, pooled: ``<level>_wa`` and so on → score; std is the sample's, absent for a single fold.
@@ -51,8 +51,11 @@ class RunSummary:
         paper: WA and UA in percent and the row of the paper's table, where the model is of it and the corpus IEMOCAP.
         intervals, pooled_intervals: of ``mean`` and of ``pooled``, under the same names, 95 %, over speakers; a name is
             absent where there is no such interval: a single speaker, clips of folds that test several.
-        speakers: a row a test speaker: speaker, utterances, wa, ua (0…1), ``recall_<class>``.
+        speakers: a row a test speaker: speaker, fold (where none is tested in several), utterances, wa, ua (0…1),
+            ``recall_<class>``.
         counts: level → what the intervals were made from; clips only where each fold tests one speaker.
+        chosen: what validation chose in each fold: epoch (``best_epoch`` in ``folds``), or C or alpha of a model in
+            closed form (a column of ``folds`` by that name).
     """
 
     run: Path
@@ -72,6 +75,12 @@ class RunSummary:
     pooled_intervals: dict[str, Interval] = field(default_factory=dict)
     speakers: pd.DataFrame = field(default_factory=pd.DataFrame)
     counts: dict[str, Counts] = field(default_factory=dict)
+    chosen: str = "epoch"
+
+    @property
+    def chosen_column(self) -> str:
+        """The column of ``folds`` that has it."""
+        return "best_epoch" if self.chosen == "epoch" else self.chosen
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -149,8 +158,9 @@ def summarise(run: str | Path) -> RunSummary:
         folds_from=first.get("folds_from"),
         intervals=intervals([counts], fold_mean),
         pooled_intervals=intervals([counts], pooled),
-        speakers=speaker_table(utterances, first["classes"]),
+        speakers=speaker_table(utterances, first["classes"], [int(record["fold"]) for record in records]),
         counts=counts,
+        chosen=next(iter(first.get("chosen", {})), "epoch"),
     )
 
 
@@ -226,6 +236,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "best_epoch": record["best_epoch"],
         "epochs": record["epochs"],
         "seconds": record["seconds"],
+        **record.get("chosen", {}),
         **scores,
     }
 

@@ -14,7 +14,6 @@ import pandas as pd
 from mfhca_cache.reporting.intervals import Interval
 from mfhca_cache.reporting.joined import SCORES as SCORE_NAMES
 from mfhca_cache.reporting.joined import JoinedSummary
-from mfhca_cache.reporting.stored import StoredRun, run_speakers
 from mfhca_cache.reporting.summary import RunSummary
 
 #: How a column is shown: words, whole numbers, or scores of 0…1 in percent with two decimals.
@@ -56,7 +55,9 @@ def shown(value: Any, kind: Kind) -> str:
         return ""
     if kind == "percent":
         return f"{100 * value:.2f}"
-    return f"{value:,}" if kind == "count" and not isinstance(value, str) else str(value)
+    if kind == "count" and isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,g}"
+    return str(value)
 
 
 def score_table(summary: RunSummary, where: str) -> Table:
@@ -108,13 +109,13 @@ def seed_table(joined: JoinedSummary, where: str) -> Table:
 def fold_table(summary: RunSummary, where: str) -> Table:
     """A row a fold, then mean, std and pooled."""
     columns: tuple[tuple[str, Kind], ...] = (
-        ("fold", "text"), ("utterances", "count"), ("clips", "count"), ("epoch", "count"),
+        ("fold", "text"), ("utterances", "count"), ("clips", "count"), (summary.chosen, "count"),
         *((_short(level, short), "percent") for _, level, short in SCORES),
     )  # fmt: skip
     names = [name for name, _, _ in SCORES]
     rows = [
         (
-            f"{row['fold']} ({row['name']})", row["utterances"], row["clips"], row["best_epoch"],
+            f"{row['fold']} ({row['name']})", row["utterances"], row["clips"], row[summary.chosen_column],
             *(row[name] for name in names),
         )
         for row in summary.folds.to_dict("records")
@@ -128,14 +129,18 @@ def fold_table(summary: RunSummary, where: str) -> Table:
     return Table("folds", f"Every fold, in percent. {where}", columns, tuple(rows + ends), len(ends))
 
 
-def speakers_table(run: StoredRun, where: str) -> Table:
-    """A row a test speaker: WA, UA and the recall of each class."""
-    table = run_speakers(run)
-    columns: list[tuple[str, Kind]] = [("speaker", "text"), ("fold", "text"), ("utterances", "count")]
-    columns += [(name, "percent") for name in ("WA", "UA", *run.summary.classes)]
-    names = ["speaker", "fold", "utterances", "wa", "ua"]
-    names += [f"recall_{number}" for number in range(len(run.summary.classes))]
-    rows = tuple(tuple(_plain(row[name]) for name in names) for row in table.to_dict("records"))
+def speakers_table(summary: RunSummary, where: str) -> Table:
+    """A row a test speaker: WA, UA and the recall of each class; the fold where no speaker is tested in several."""
+    known: list[tuple[str, Kind, str]] = [("speaker", "text", "speaker"), ("fold", "text", "fold")]
+    known += [("utterances", "count", "utterances"), ("WA", "percent", "wa"), ("UA", "percent", "ua")]
+    known = [item for item in known if item[2] in summary.speakers]
+    taken = {heading for heading, _, _ in known}
+    # A class may be called as a column is.
+    recalls = [(f"recall of {name}" if name in taken else name, f"recall_{name}") for name in summary.classes]
+    columns: list[tuple[str, Kind]] = [*((heading, kind) for heading, kind, _ in known)]
+    columns += [(heading, "percent") for heading, _ in recalls]
+    names = [*(name for _, _, name in known), *(name for _, name in recalls)]
+    rows = tuple(tuple(_plain(row[name]) for name in names) for row in summary.speakers.to_dict("records"))
     caption = f"Every test speaker, in percent: WA, UA and the recall of each class. {where}"
     return Table("speakers", caption, tuple(columns), rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,27 @@ def run_name(
         protocol: what stands for it where the folder is of several; by default that of the options.
         test: the corpus that is tested, where it is another: ``ravdess-to-emodb-mfhca-…``.
     """
-    corpus = f"{cache.corpus}-to-{test}" if test else cache.corpus
-    protocol, model = protocol or options.protocol, options.model.rpartition(":")[2]
-    if options.folds is not None:
-        stem = Path(options.folds).resolve().stem
-        protocol += "-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
-    parts = [corpus, model, "+".join(roles.values()), protocol, options.preset]
-    return "-".join(parts) + changes_name(options.changes)
+    file = None if options.folds is None else Path(options.folds).resolve()
+    protocol = protocol or options.protocol
+    return name_of(cache.corpus, test, options.model, roles, protocol, file, options.preset, options.changes)
+
+
+def name_of(
+    corpus: str,
+    test: str,
+    model: str,
+    roles: Mapping[str, str],
+    protocol: str,
+    folds: Path | None,
+    preset: str,
+    changes: Sequence[tuple[str, Any]],
+) -> str:
+    """`run_name` from what a stored run knows of itself too; ``folds`` is the file that they were imported from."""
+    if folds is not None:
+        protocol += "-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in folds.stem)
+    corpora = f"{corpus}-to-{test}" if test else corpus
+    parts = [corpora, model.rpartition(":")[2], "+".join(roles.values()), protocol, preset]
+    return "-".join(parts) + changes_name(changes)
 
 
 def cross_validate(

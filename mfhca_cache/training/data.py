@@ -184,11 +184,16 @@ def labelled_utterances(cache: Cache, classes: str, features: Iterable[str]) -> 
 
     Rows whose shards are not extracted yet are among them; see `require_extracted`.
     """
+    chosen = class_map(classes, cache.corpus, cache.utterances["label"])
+    return with_classes(cache, chosen, features), chosen
+
+
+def with_classes(cache: Cache, classes: ClassMap, features: Iterable[str]) -> pd.DataFrame:
+    """The table of `labelled_utterances` by a class map that is at hand."""
     table = cache.utterances
-    chosen = class_map(classes, cache.corpus, table["label"])
-    table["class"] = chosen.apply(table["label"])
+    table["class"] = classes.apply(table["label"])
     rejected = cache.rejected(features)
-    return table[table["class"].notna() & ~table["utterance_id"].isin(list(rejected))], chosen
+    return table[table["class"].notna() & ~table["utterance_id"].isin(list(rejected))]
 
 
 def require_extracted(cache: Cache, features: Iterable[str], ids: Iterable[str], what: str) -> None:
