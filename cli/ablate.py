@@ -22,12 +22,12 @@ from mfhca_cache.reporting.summary import summarise, write_report
 from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.ablation import Ablation, check_rows, plan_ablation, split_weights, train_ablation
 from mfhca_cache.training.changes import parse_changes
-from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
+from mfhca_cache.training.options import PRESETS, TrainOptions
 from mfhca_cache.training.tables import TABLES
 
 from .engine import check_engine, engine_options
 from .show import Screen, chosen_cache, counted, duration, quiet_and_json
-from .train import parse_jobs
+from .training import machine_options, parse_jobs
 
 
 @click.command()
@@ -59,10 +59,7 @@ from .train import parse_jobs
 @click.option(
     "--seeds", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Train N seeds, from --seed on."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--jobs", default="auto", show_default=True, metavar="auto|N", help="Folds of a row at once.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of a fold.  [as in train]")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@machine_options
 @engine_options
 @quiet_and_json
 def ablate(

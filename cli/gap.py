@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -18,11 +17,11 @@ from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.changes import parse_changes
 from mfhca_cache.training.crossval import has_fold, run_name
 from mfhca_cache.training.gap import TRAINED, WATCHED, GapItem, folds_left, plan_gap, train_gap
-from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
+from mfhca_cache.training.options import PRESETS, TrainOptions
 from mfhca_cache.training.seeds import seeds_suffix
 
 from .show import Screen, chosen_cache, counted, grid, percent, quiet_and_json
-from .train import check_name, parse_jobs
+from .training import check_model, check_name, machine_options, parse_jobs
 
 
 @click.command()
@@ -57,16 +56,7 @@ from .train import check_name, parse_jobs
     "--seeds", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="N seeds, from --seed on."
 )
 @click.option("--epochs", type=click.IntRange(1), help="At most.  [the preset's]")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
-)
-@click.option(
-    "--jobs", default="auto", show_default=True, metavar="auto|N", help="Folds at once; the numbers are the same."
-)
-@click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads of a fold.  [cores shared among the protocol's folds]"
-)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@machine_options
 @click.option("--name", help="The runs are NAME-PROTOCOL.  [as `mfhca train` names them, and keeps what is there]")
 @quiet_and_json
 def gap(
@@ -101,10 +91,7 @@ def gap(
         mfhca gap
         mfhca gap --features spectrogram --preset frozen --set patience=3 --seeds 3
     """
-    if ":" in model:
-        sys.path.insert(0, str(Path.cwd()))  # As `python -m` has it.
-    elif model not in MODELS:
-        raise click.UsageError(f"--model {model!r}: expected {', '.join(MODELS)}, or MODULE:CLASS for one of your own")
+    check_model(model)
     check_name(name)
     at_once = parse_jobs(jobs)
     opened = open_cache(chosen_cache(cache))

@@ -68,7 +68,7 @@ def report(
     """
     with Screen(quiet, as_json) as screen:
         summary = summarise(run)
-        joined = join(summarise(folder) for folder in _of_seeds(run, summary, seeds)) if seeds > 1 else None
+        joined = join([summary, *map(summarise, _other_seeds(run, summary, seeds))]) if seeds > 1 else None
     show_joined(screen, joined) if joined else show_summary(screen, summary)
     screen.json(joined.to_json() if joined else summary.to_json())
     paths = write_report(summary)
@@ -97,12 +97,12 @@ def report(
         screen.say(f"{line}")
 
 
-def _of_seeds(run: Path, summary: RunSummary, seeds: int) -> list[Path]:
-    """The folders of a run and of the seeds that follow its own."""
+def _other_seeds(run: Path, summary: RunSummary, seeds: int) -> list[Path]:
+    """The folders of the seeds that follow a run's own, so many with it."""
     first = int(summary.settings["seed"])
     name = run.resolve().name
     plain = run.with_name(name.removesuffix(f"-seed{first}")) if first else run
-    return [run, *(seed_folder(plain, first + number) for number in range(1, seeds))]
+    return [seed_folder(plain, first + number) for number in range(1, seeds)]
 
 
 def show_summary(screen: Screen, summary: RunSummary) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +18,13 @@ from mfhca_cache.storage.cache import open_cache
 from mfhca_cache.training.changes import parse_changes
 from mfhca_cache.training.crossval import cross_validate, has_fold, run_name
 from mfhca_cache.training.job import Job, check_folds, prepare
-from mfhca_cache.training.options import PRECISIONS, PRESETS, TrainOptions
+from mfhca_cache.training.options import PRESETS, TrainOptions
 from mfhca_cache.training.seeds import of_seed, seed_folder
 
 from .engine import check_engine, engine_options
 from .report import show_joined, show_summary
-from .show import Screen, counted, only_one, quiet_and_json
+from .show import Screen, chosen_cache, counted, quiet_and_json
+from .training import check_model, check_name, machine_options, parse_jobs
 
 
 @click.command()
@@ -79,22 +79,7 @@ from .show import Screen, counted, only_one, quiet_and_json
 @click.option("--classes", default="four-class", show_default=True, metavar="four-class|all|FILE.json")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="At most.  [the preset's]")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
-)
-@click.option(
-    "--jobs", default="auto", show_default=True, metavar="auto|N", help="Folds at once; the numbers are the same."
-)
-@click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads of a fold.  [cores shared among the protocol's folds]"
-)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
-    show_default=True,
-    help="bf16: convolutions and products in bfloat16, other numbers in the third digit.",
-)
+@machine_options
 @click.option(
     "--name",
     help="The run's name.  [CORPUS-MODEL-FEATURES-PROTOCOL-PRESET] A seed K other than 0 has -seedK behind it, always.",
@@ -161,10 +146,7 @@ def train(
         mfhca train --model my_module:MyModel --features encoder
     """
     check_engine(engine, address, jobs=jobs != "auto")
-    if ":" in model:
-        sys.path.insert(0, str(Path.cwd()))  # As `python -m` has it.
-    elif model not in MODELS:
-        raise click.UsageError(f"--model {model!r}: expected {', '.join(MODELS)}, or MODULE:CLASS for one of your own")
+    check_model(model)
     chosen_by_user = click.get_current_context().get_parameter_source("protocol") == ParameterSource.COMMANDLINE
     if folds is not None and chosen_by_user:
         raise click.UsageError("--folds and --protocol both say how folds are cut; give one of them")
@@ -174,10 +156,7 @@ def train(
         raise click.UsageError("--test-cache is a single fold a seed, trained on this machine; leave --engine ray out")
     if allow_leaks and folds is None:
         raise click.UsageError("--allow-leaks is for folds from elsewhere; name them with --folds")
-    folder = (
-        cache or only_one(Path("cache"), "*/cache.json", "cache", "--cache DIR", "`mfhca extract` makes one").parent
-    )
-    opened = open_cache(folder)
+    opened = open_cache(chosen_cache(cache))
     tested = None if test_cache is None else open_cache(test_cache)
     options = TrainOptions(
         model=model,
@@ -229,21 +208,6 @@ def train(
     else:
         show_joined(screen, joined := join(summaries))
         screen.json(joined.to_json())
-
-
-def check_name(name: str | None) -> None:
-    """Refuse a run's name that is no name of a folder."""
-    if name is not None and (not name or name.startswith(".") or any(c in name for c in "/\\\0")):
-        raise click.UsageError(f"--name {name!r}: expected a folder name without slashes")
-
-
-def parse_jobs(value: str) -> int | None:
-    """``auto`` → None."""
-    if value == "auto":
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise click.UsageError(f"--jobs {value!r}: expected auto, or a number of folds at once")
-    return int(value)
 
 
 def _caveats(folds: list[Fold]) -> list[str]:
